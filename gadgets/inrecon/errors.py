@@ -1,0 +1,33 @@
+"""The errors that cross doors, by kind. Each room names the ones it raises."""
+
+
+class InreconError(Exception):
+    """Base of every error that inrecon raises on purpose; its text is fit for a user's eyes."""
+
+
+class InvalidHeader(InreconError):
+    """The scan header is not ISMRMRD XML, or describes a scan that cannot be reconstructed."""
+
+
+class InvalidFrame(InreconError):
+    """The readouts do not make a frame: wrong shapes, no samples, values that are not finite."""
+
+
+class CalibrationFailed(InreconError):
+    """Coil maps cannot be estimated by the asked-for means; the text says why."""
+
+
+class NoHyperparameters(InreconError):
+    """No entry matches the scan protocol."""
+
+
+class InvalidProtocolFile(InreconError):
+    """A hyperparameter file is wrong; the text names file, field and the right names."""
+
+
+class FitDiverged(InreconError):
+    """The fit left the finite numbers, or ended further from the data than it began."""
+
+
+class UnknownName(InreconError):
+    """A method, encoder, operator or configuration of that name does not exist."""

@@ -1,0 +1,252 @@
+"""The nouns that cross doors: frozen, keyword-only, checked once at the door and trusted inside.
+
+Array axes: coils first, then ``(z, y, x)``; readouts as acquired ``(coils, readouts, samples)``.
+k-space is centred (DC at ``n // 2``) wherever it crosses a door. Torch is imported for type checking
+only, so that a process that merely collects readouts stays light.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inrecon.errors import InvalidFrame
+
+if TYPE_CHECKING:
+    import torch
+
+    from inrecon.operators import LinearOperator
+
+Complex = NDArray[np.complex64]
+Preset = Literal["fast", "standard", "quality"]
+PRESETS: tuple[Preset, ...] = ("fast", "standard", "quality")
+Dtype = Literal["complex", "float", "uint16"]
+DTYPES: tuple[Dtype, ...] = ("complex", "float", "uint16")
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Key:
+    """Which image a frame becomes: ISMRMRD's counters that are not encoding steps or averages."""
+
+    slice: int = 0
+    contrast: int = 0
+    phase: int = 0
+    repetition: int = 0
+    set: int = 0
+    encoding_space: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Geometry:
+    """Sizes of one encoding space, each as ``(x, y, z)`` like ISMRMRD's header; fields of view in mm."""
+
+    encoded_matrix: tuple[int, int, int]
+    encoded_fov_mm: tuple[float, float, float]
+    recon_matrix: tuple[int, int, int]
+    recon_fov_mm: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        if min(self.encoded_matrix) < 1 or min(self.recon_matrix) < 1:
+            raise InvalidFrame(f"matrix sizes must be positive: {self.encoded_matrix}, {self.recon_matrix}")
+        if not all(0 < mm < 1e6 for mm in (*self.encoded_fov_mm, *self.recon_fov_mm)):
+            raise InvalidFrame(f"fields of view must be positive: {self.encoded_fov_mm}, {self.recon_fov_mm} mm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """The scan protocol as hyperparameters are looked up by it; None is 'the header does not say'.
+
+    `matrix` is the encoded ``(y, x)`` after readout oversampling is removed; `acceleration` is measured
+    (positions over sampled positions), not the header's nominal factor.
+    """
+
+    name: str | None
+    sequence: str | None
+    anatomy: str | None
+    vendor: str | None
+    field_strength_T: float | None
+    trajectory: str
+    matrix: tuple[int, int]
+    acceleration: float
+    coils: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """What noise readouts told: `covariance` ``(coils, coils)`` of one complex sample (mean of n n^H).
+
+    `samples` is the number of samples behind it; `sample_time_us` and `relative_bandwidth` (receiver
+    noise bandwidth over sampling bandwidth) scale it to the imaging readouts.
+    """
+
+    covariance: NDArray[np.complex128]
+    samples: int
+    sample_time_us: float
+    relative_bandwidth: float
+
+    def __post_init__(self) -> None:
+        shape = self.covariance.shape
+        if len(shape) != 2 or shape[0] != shape[1]:
+            raise InvalidFrame(f"noise covariance must be square, not {shape}")
+        if not np.isfinite(self.covariance).all():
+            raise InvalidFrame("noise covariance is not finite")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Readouts:
+    """Cartesian readouts placed on the encoded matrix.
+
+    `kspace` ``(coils, readouts, samples)``, zero-filled along the readout to the encoded x with its centre at
+    ``x // 2``; `lines` ``(readouts, 2)`` the placed ``(kz, ky)`` of each readout, each pair once; `acquired`
+    ``(readouts, samples)`` False where a sample is a filled-in zero (asymmetric echo).
+    """
+
+    kspace: Complex
+    lines: NDArray[np.int64]
+    acquired: NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        if self.kspace.ndim != 3 or 0 in self.kspace.shape:
+            raise InvalidFrame(f"k-space must be (coils, readouts, samples), not {self.kspace.shape}")
+        if self.kspace.dtype != np.complex64:
+            raise InvalidFrame(f"k-space must be complex64, not {self.kspace.dtype}")
+        _, readouts, samples = self.kspace.shape
+        if self.lines.shape != (readouts, 2) or self.acquired.shape != (readouts, samples):
+            raise InvalidFrame(
+                f"{readouts} readouts of {samples} samples with lines {self.lines.shape} and mask {self.acquired.shape}"
+            )
+        if not np.isfinite(self.kspace.view(np.float32)).all():
+            raise InvalidFrame("k-space holds values that are not finite (NaN or infinity)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawFrame:
+    """One image's worth of readouts, as acquired: what `inrecon.acquire` gives.
+
+    `imaging` holds what becomes the image (embedded calibration lines included); `calibration` holds
+    calibration readouts of their own (separate or external), or None. `sample_time_us` is the imaging dwell
+    time. `reference` is the serialised ISMRMRD acquisition header of the readout nearest the centre of
+    k-space; only acquire and image look inside. `average_count` is the mean number of averages a line.
+    """
+
+    imaging: Readouts
+    calibration: Readouts | None
+    noise: Noise | None
+    sample_time_us: float
+    key: Key
+    geometry: Geometry
+    protocol: Protocol
+    reference: bytes
+    average_count: float = 1.0
+
+    def __post_init__(self) -> None:
+        x, y, z = self.geometry.encoded_matrix
+        for readouts in filter(None, (self.imaging, self.calibration)):
+            if readouts.kspace.shape[2] != x:
+                raise InvalidFrame(f"readouts of {readouts.kspace.shape[2]} samples in an encoded matrix of {x}")
+            if (readouts.lines < 0).any() or (readouts.lines >= (z, y)).any():
+                raise InvalidFrame("a readout lies outside the encoded matrix")
+        if self.noise is not None and len(self.noise.covariance) != self.coils:
+            raise InvalidFrame(f"noise of {len(self.noise.covariance)} coils for data of {self.coils}")
+        if self.calibration is not None and self.calibration.kspace.shape[0] != self.coils:
+            raise InvalidFrame(f"calibration of {self.calibration.kspace.shape[0]} coils for data of {self.coils}")
+
+    @property
+    def coils(self) -> int:
+        return int(self.imaging.kspace.shape[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A batch of 2-D problems, conditioned: what `inrecon.condition` gives, in torch on the fit's device.
+
+    `kspace` ``(batch, coils, rows, columns)`` complex64, centred, zero where not sampled, noise white with
+    standard deviation `noise_level` a complex sample (None if it could not be told) and the largest magnitude of the whole
+    batch 1 (`scale` multiplies back to the units of the prewhitened data); `mask` ``(rows, columns)``;
+    `calibration` ``(batch, coils, rows, columns)`` the fully sampled centre block (odd or even size, centred at
+    ``n // 2`` of its own size), or None.
+    `axes` tells what rows and columns are: a 2-D frame is one problem in ``(y, x)``, a 3-D frame is a batch over x of
+    problems in ``(z, y)``.
+    """
+
+    kspace: torch.Tensor
+    mask: torch.Tensor
+    calibration: torch.Tensor | None
+    scale: float
+    noise_level: float | None
+    prewhitened_by: Literal["noise readouts", "corners", "none"]
+    coils_acquired: int
+    axes: Literal["yx", "zy"]
+
+    def __post_init__(self) -> None:
+        if self.kspace.ndim != 4 or self.mask.shape != self.kspace.shape[2:]:
+            raise InvalidFrame(f"k-space {tuple(self.kspace.shape)} with mask {tuple(self.mask.shape)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoilMaps:
+    """Coil sensitivities: `csm` ``(coils, rows, columns)`` complex64 with unit root-sum-of-squares inside
+    `support` ``(rows, columns)`` bool and zero outside; `estimated_by` names how."""
+
+    csm: torch.Tensor
+    support: torch.Tensor
+    estimated_by: Literal["espirit", "smooth sum of squares"]
+
+    def __post_init__(self) -> None:
+        if self.csm.ndim != 3 or self.support.shape != self.csm.shape[1:]:
+            raise InvalidFrame(f"coil maps {tuple(self.csm.shape)} with support {tuple(self.support.shape)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frame:
+    """What a method fits: one 2-D problem.
+
+    `kspace` in the range of `operator` (its own layout, see `operator.arrange`), scaled as in `Measurement`;
+    `maps` on the image grid; `noise_level` the standard deviation of a complex k-space sample, or None.
+    """
+
+    kspace: torch.Tensor
+    operator: LinearOperator
+    maps: CoilMaps
+    noise_level: float | None
+
+    def __post_init__(self) -> None:
+        if tuple(self.kspace.shape) != self.operator.range_shape:
+            raise InvalidFrame(f"k-space {tuple(self.kspace.shape)} for an operator to {self.operator.range_shape}")
+        if tuple(self.maps.csm.shape[1:]) != self.operator.domain_shape:
+            raise InvalidFrame(f"maps {tuple(self.maps.csm.shape)} for an operator on {self.operator.domain_shape}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction:
+    """What a method gives: `image` ``(rows, columns)`` complex64 in the scale of the frame's k-space; `losses` the
+    training loss by iteration; `validation_loss` on samples held out of the fit, or None; `backend` which
+    implementation ran."""
+
+    image: torch.Tensor
+    iterations: int
+    stopped_by: str
+    losses: tuple[float, ...] = ()
+    validation_loss: float | None = None
+    backend: str = "torch"
+
+    @property
+    def training_loss(self) -> float | None:
+        return self.losses[-1] if self.losses else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the sender of a scan may ask for; None leaves the choice to the hyperparameter entry.
+
+    `overrides` sets fields of the method by name, checked by the method.
+    """
+
+    method: str | None = None
+    preset: Preset = "standard"
+    dtype: Dtype = "uint16"
+    overrides: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""inrecon_server: sockets, processes, files and the command line around `inrecon`."""
