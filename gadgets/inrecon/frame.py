@@ -250,3 +250,13 @@ class Request:
     preset: Preset = "standard"
     dtype: Dtype = "uint16"
     overrides: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """What images of one series share: its `index` on the wire, the number of `images` sent so far, and the one
+    `scale` (grey values per unit of signal) that its first integer image fixed; None before that."""
+
+    index: int = 1
+    images: int = 0
+    scale: float | None = None
