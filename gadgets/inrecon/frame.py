@@ -19,7 +19,7 @@ from inrecon.errors import InvalidFrame
 if TYPE_CHECKING:
     import torch
 
-    from inrecon.operators import LinearOperator
+    from inrecon.operators import CartesianSense
 
 Complex = NDArray[np.complex64]
 Preset = Literal["fast", "standard", "quality"]
@@ -157,6 +157,7 @@ class RawFrame:
 
     @property
     def coils(self) -> int:
+        """Number of coils."""
         return int(self.imaging.kspace.shape[0])
 
 
@@ -165,12 +166,11 @@ class Measurement:
     """A batch of 2-D problems, conditioned: what `inrecon.condition` gives, in torch on the fit's device.
 
     `kspace` ``(batch, coils, rows, columns)`` complex64, centred, zero where not sampled, noise white with
-    standard deviation `noise_level` a complex sample (None if it could not be told) and the largest magnitude of the whole
-    batch 1 (`scale` multiplies back to the units of the prewhitened data); `mask` ``(rows, columns)``;
-    `calibration` ``(batch, coils, rows, columns)`` the fully sampled centre block (odd or even size, centred at
-    ``n // 2`` of its own size), or None.
-    `axes` tells what rows and columns are: a 2-D frame is one problem in ``(y, x)``, a 3-D frame is a batch over x of
-    problems in ``(z, y)``.
+    standard deviation `noise_level` a complex sample (None if it could not be told) and the largest magnitude of the
+    whole batch 1 (`scale` multiplies back to the units of the prewhitened data); `mask` ``(rows, columns)``;
+    `calibration` ``(batch, coils, rows, columns)`` the fully sampled centre block (odd or even size, centred at ``n
+    // 2`` of its own size), or None. `axes` tells what rows and columns are: a 2-D frame is one problem in ``(y,
+    x)``, a 3-D frame is a batch over x of problems in ``(z, y)``.
     """
 
     kspace: torch.Tensor
@@ -210,7 +210,7 @@ class Frame:
     """
 
     kspace: torch.Tensor
-    operator: LinearOperator
+    operator: CartesianSense
     maps: CoilMaps
     noise_level: float | None
 
@@ -236,6 +236,7 @@ class Reconstruction:
 
     @property
     def training_loss(self) -> float | None:
+        """The last training loss, or None if the method has none."""
         return self.losses[-1] if self.losses else None
 
 

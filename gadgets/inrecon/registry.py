@@ -7,7 +7,6 @@ from typing import Generic, TypeVar
 
 from inrecon.errors import UnknownName
 
-
 T = TypeVar("T")
 
 

@@ -56,7 +56,8 @@ def tunable_fields(method: type[Method]) -> dict[str, Tunable]:
 def build(name: str, values: Mapping[str, Any]) -> Method:
     """The method `name` with its fields set to `values`, each checked for name, kind and range.
 
-    Texts that spell a number (from a command line or a wire) are taken as numbers. Raises `UnknownName` or `InvalidHyperparameter`.
+    Texts that spell a number (from a command line or a wire) are taken as numbers. Raises `UnknownName` or
+    `InvalidHyperparameter`.
     """
     cls = methods[name]
     hints = get_type_hints(cls)
@@ -64,7 +65,9 @@ def build(name: str, values: Mapping[str, Any]) -> Method:
     checked: dict[str, Any] = {}
     for key, value in values.items():
         if key not in fields:
-            raise InvalidHyperparameter(f"method {name!r} has no field {key!r}; its fields are {', '.join(sorted(fields))}")
+            raise InvalidHyperparameter(
+                f"method {name!r} has no field {key!r}; its fields are {', '.join(sorted(fields))}"
+            )
         checked[key] = _check(f"{name}.{key}", value, hints[key], fields[key].metadata)
     return cls(**checked)
 

@@ -1,7 +1,7 @@
 """Linear operators from image to k-space: ``forward``, ``adjoint``, ``gram``; one tensor in, one out."""
 
-from inrecon.operators.cartesian import CartesianSense
+from inrecon.operators.cartesian import CartesianSense, displace_image
 from inrecon.operators.operator import LinearOperator
 from inrecon.operators.solve import conjugate_gradient
 
-__all__ = ["CartesianSense", "LinearOperator", "conjugate_gradient"]
+__all__ = ["CartesianSense", "LinearOperator", "conjugate_gradient", "displace_image"]

@@ -1,0 +1,66 @@
+"""What an encoder is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+
+from inrecon.registry import Registry
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSettings:
+    """The shape of an encoder; each uses the fields that concern it. The bilevel paper's b is `per_level_scale`."""
+
+    levels: int = 16
+    features_per_level: int = 2
+    log2_table_size: int = 18
+    base_resolution: int = 16
+    per_level_scale: float = 1.5
+    interpolation: Literal["linear", "smoothstep"] = "linear"
+
+
+class Encoder(torch.nn.Module, ABC):
+    """A map from points ``(points, dimensions)`` in (0, 1) to features ``(points, features)``.
+
+    One or several sets of points are given when it is made and never change, so whatever depends on them alone is
+    computed once; the parameters are shared by all sets.
+    """
+
+    features: int
+    backend: str = "torch"
+
+    @abstractmethod
+    def forward(self, which: int = 0) -> torch.Tensor:
+        """Features of point set number `which`, ``(points, features)`` float32."""
+
+
+class EncoderFactory(Protocol):
+    """What is registered under an encoder's name."""
+
+    def __call__(
+        self, point_sets: Sequence[torch.Tensor], settings: EncoderSettings, *, generator: torch.Generator
+    ) -> Encoder:
+        """An encoder of these sets of points, its initial parameters drawn from `generator`."""
+
+
+encoders: Registry[EncoderFactory] = Registry("encoder", group="inrecon.encoders")
+
+
+def pixel_centres(
+    shape: Sequence[int], device: torch.device | str, *, offset: Sequence[float] | None = None
+) -> torch.Tensor:
+    """Coordinates of pixel centres, ``(pixels, dimensions)``, last axis of `shape` first: (x, y) or (x, y, z).
+
+    They lie in (0, 1), moved by `offset` (in pixels, an entry for each axis of `shape`) if there is one.
+    """
+    steps = offset or [0.0] * len(shape)
+    axes = [
+        (torch.arange(n, device=device, dtype=torch.float32) + 0.5 + step) / n
+        for n, step in zip(shape, steps, strict=True)
+    ]
+    return torch.stack([a.flatten() for a in reversed(torch.meshgrid(*axes, indexing="ij"))], 1)

@@ -1,0 +1,45 @@
+"""Encoders without parameters: the papers' ablations."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from inrecon.encoders.encoder import Encoder, EncoderSettings, encoders
+
+
+class _Fixed(Encoder):
+    """Features computed once."""
+
+    def __init__(self, encoded: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.features = encoded[0].shape[1]
+        self._encoded = encoded
+
+    def forward(self, which: int = 0) -> torch.Tensor:
+        """``(points, features)``."""
+        return self._encoded[which]
+
+
+@encoders.register("identity")
+class Identity(_Fixed):
+    """The coordinates themselves, moved to (-1, 1): 'no encoding'."""
+
+    def __init__(
+        self, point_sets: Sequence[torch.Tensor], settings: EncoderSettings, *, generator: torch.Generator
+    ) -> None:
+        del settings, generator
+        super().__init__([points * 2 - 1 for points in point_sets])
+
+
+@encoders.register("frequency")
+class Frequency(_Fixed):
+    """sin and cos of 2^l pi r for each level l (Mildenhall et al., NeRF, Eq. 4): 'frequency encoding'."""
+
+    def __init__(
+        self, point_sets: Sequence[torch.Tensor], settings: EncoderSettings, *, generator: torch.Generator
+    ) -> None:
+        del generator
+        octaves = math.pi * 2.0 ** torch.arange(settings.levels, device=point_sets[0].device)
+        phases = [points[:, :, None] * octaves for points in point_sets]
+        super().__init__([torch.cat([phase.sin(), phase.cos()], 2).flatten(1) for phase in phases])

@@ -1,0 +1,202 @@
+"""Conformance suites: a new method, encoder or operator inherits one, names itself, and is tested.
+
+    class TestMyMethod(MethodConformance):
+        method = MyMethod()
+
+The suites are pytest classes without importing pytest; they need nothing but torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+from inrecon.encoders import Encoder, EncoderSettings, encoders, pixel_centres
+from inrecon.frame import CoilMaps, Frame
+from inrecon.methods import CGSense, Method, build, methods, tunable_fields
+from inrecon.operators import CartesianSense, LinearOperator
+
+
+def random_complex(*shape: int, seed: int) -> torch.Tensor:
+    """Complex normal numbers, complex64."""
+    return torch.randn(*shape, dtype=torch.complex64, generator=torch.Generator().manual_seed(seed))
+
+
+def smooth_object(rows: int, columns: int) -> torch.Tensor:
+    """An ellipse with structure and a smooth phase, ``(rows, columns)`` complex64, zero outside."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, rows), torch.linspace(-1, 1, columns), indexing="ij")
+    inside = (x / 0.8).square() + (y / 0.9).square() < 1
+    magnitude = 1 + 0.5 * torch.sin(7 * x + 3 * y) + 0.3 * torch.cos(11 * y * x)
+    return torch.polar(magnitude * inside, 0.8 * x - 0.5 * y)
+
+
+def smooth_maps(coils: int, rows: int, columns: int) -> CoilMaps:
+    """Gaussian lobes around the object with smooth phases, unit root-sum-of-squares everywhere."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, rows), torch.linspace(-1, 1, columns), indexing="ij")
+    angle = 2 * torch.pi * torch.arange(coils)[:, None, None] / coils
+    distance = (x - torch.cos(angle)).square() + (y - torch.sin(angle)).square()
+    csm = torch.polar(torch.exp(-distance), x * torch.cos(2 * angle) + y)
+    csm = csm / csm.abs().square().sum(0, keepdim=True).sqrt()
+    return CoilMaps(csm=csm, support=torch.ones(rows, columns, dtype=torch.bool), estimated_by="espirit")
+
+
+def simulated_frame(
+    rows: int = 32, columns: int = 24, *, coils: int = 4, noise: float = 1e-4, device: str = "cpu"
+) -> tuple[Frame, torch.Tensor]:
+    """A frame of `smooth_object`, every third line and eight centre lines, and its true image in the frame's scale."""
+    maps = smooth_maps(coils, rows, columns)
+    mask = torch.zeros(rows, columns, dtype=torch.bool)
+    mask[::3] = True
+    mask[rows // 2 - 4 : rows // 2 + 4] = True
+    operator = CartesianSense(maps.csm, mask)
+    kspace = operator.forward(smooth_object(rows, columns))
+    scale = kspace.abs().max()
+    truth = smooth_object(rows, columns) / scale
+    kspace = kspace / scale + noise * random_complex(*kspace.shape, seed=1) * operator.sampled
+    maps = dataclasses.replace(maps, csm=maps.csm.to(device), support=maps.support.to(device))
+    operator = CartesianSense(maps.csm, mask.to(device))
+    frame = Frame(kspace=kspace.to(device), operator=operator, maps=maps, noise_level=noise)
+    return frame, truth.to(device)
+
+
+def relative_error(image: torch.Tensor, truth: torch.Tensor) -> float:
+    """|image - truth| / |truth|."""
+    return float(torch.linalg.vector_norm(image - truth) / torch.linalg.vector_norm(truth))
+
+
+class OperatorConformance:
+    """The laws of `LinearOperator`. Give `operator`."""
+
+    operator: LinearOperator
+
+    def _pair(self) -> tuple[torch.Tensor, torch.Tensor]:
+        image = random_complex(*self.operator.domain_shape, seed=1)
+        kspace = random_complex(*self.operator.range_shape, seed=2) * self.operator.sampled
+        return image, kspace
+
+    def test_shapes(self) -> None:
+        """forward, adjoint and gram go where they say."""
+        image, kspace = self._pair()
+        assert tuple(self.operator.forward(image).shape) == self.operator.range_shape
+        assert tuple(self.operator.adjoint(kspace).shape) == self.operator.domain_shape
+        assert tuple(self.operator.gram(image).shape) == self.operator.domain_shape
+
+    def test_linearity(self) -> None:
+        """A (a x + y) == a A x + A y."""
+        image, _ = self._pair()
+        other = random_complex(*self.operator.domain_shape, seed=3)
+        combined = self.operator.forward((2 - 1j) * image + other)
+        separate = (2 - 1j) * self.operator.forward(image) + self.operator.forward(other)
+        torch.testing.assert_close(combined, separate, rtol=1e-4, atol=1e-4)
+
+    def test_adjointness(self) -> None:
+        """<A x, y> == <x, A^H y>."""
+        image, kspace = self._pair()
+        left = torch.vdot(self.operator.forward(image).flatten(), kspace.flatten())
+        right = torch.vdot(image.flatten(), self.operator.adjoint(kspace).flatten())
+        torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-3)
+
+    def test_gram_is_adjoint_of_forward(self) -> None:
+        """gram == adjoint(forward)."""
+        image, _ = self._pair()
+        expected = self.operator.adjoint(self.operator.forward(image))
+        torch.testing.assert_close(self.operator.gram(image), expected, rtol=1e-4, atol=1e-4)
+
+    def test_nothing_where_not_sampled(self) -> None:
+        """forward is zero where nothing was acquired."""
+        image, _ = self._pair()
+        unsampled = ~self.operator.sampled.expand(self.operator.range_shape)
+        assert not self.operator.forward(image)[unsampled].any()
+
+
+class EncoderConformance:
+    """The laws of encoders. Give `encoder`, its registered name, and perhaps `settings`."""
+
+    encoder: str
+    settings = EncoderSettings(levels=4, base_resolution=4, log2_table_size=10)
+
+    def _make(self, shape: tuple[int, ...] = (9, 8), seed: int = 0) -> Encoder:
+        generator = torch.Generator().manual_seed(seed)
+        return encoders[self.encoder]([pixel_centres(shape, "cpu")], self.settings, generator=generator)
+
+    def test_shape_in_two_and_three_dimensions(self) -> None:
+        """One row of features a point, finite."""
+        for shape in ((9, 8), (5, 4, 3)):
+            encoder = self._make(shape)
+            features = encoder()
+            assert features.shape == (torch.Size(shape).numel(), encoder.features)
+            assert torch.isfinite(features).all()
+
+    def test_same_seed_same_features(self) -> None:
+        """The generator decides, not the global state."""
+        first = self._make(seed=3)()
+        torch.rand(5)
+        assert torch.equal(first, self._make(seed=3)())
+
+    def test_gradients_are_those_of_finite_differences(self) -> None:
+        """d <f, c> / d parameter along a random direction."""
+        encoder = self._make()
+        parameters = list(encoder.parameters())
+        cotangent = torch.randn(encoder().shape, generator=torch.Generator().manual_seed(1))
+        for parameter in parameters:
+            (encoder() * cotangent).sum().backward()
+            direction = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2))
+            assert parameter.grad is not None
+            predicted = (parameter.grad * direction).sum()
+            before = (encoder() * cotangent).sum()
+            with torch.no_grad():
+                parameter.add_(direction)
+            torch.testing.assert_close((encoder() * cotangent).sum() - before, predicted, rtol=1e-3, atol=1e-3)
+
+
+class MethodConformance:
+    """What every method promises. Give `method`, an instance quick enough for a frame of 32 x 24 x 4."""
+
+    method: Method
+
+    @property
+    def name(self) -> str:
+        """The name it is registered under."""
+        return next(name for name in methods.names() if methods[name] is type(self.method))
+
+    def test_gives_a_finite_image_of_the_right_shape(self) -> None:
+        """(rows, columns), complex64, finite."""
+        frame, _ = simulated_frame()
+        result = self.method.fit(frame)
+        assert tuple(result.image.shape) == frame.operator.domain_shape
+        assert result.image.dtype == torch.complex64
+        assert torch.isfinite(torch.view_as_real(result.image)).all()
+        assert result.iterations >= 1
+        assert result.stopped_by
+
+    def test_same_frame_same_bits(self) -> None:
+        """Deterministic for a seed on the CPU."""
+        frame, _ = simulated_frame()
+        assert torch.equal(self.method.fit(frame).image, self.method.fit(frame).image)
+
+    def test_does_not_touch_the_frame(self) -> None:
+        """The frame is as it was."""
+        frame, _ = simulated_frame()
+        before = frame.kspace.clone()
+        self.method.fit(frame)
+        assert torch.equal(frame.kspace, before)
+
+    def test_image_is_nearer_the_truth_than_nothing(self) -> None:
+        """Within the accuracy of CG-SENSE times two, and always better than a zero image."""
+        frame, truth = simulated_frame()
+        error = relative_error(self.method.fit(frame).image, truth)
+        assert error < max(2 * relative_error(CGSense().fit(frame).image, truth), 0.6)
+
+    def test_builds_from_its_own_values(self) -> None:
+        """Every field can be written to a file and read back."""
+        values = dataclasses.asdict(self.method)
+        assert build(self.name, values) == self.method
+        assert build(self.name, {k: str(v) for k, v in values.items() if not isinstance(v, bool)}) == self.method
+
+    def test_tunable_ranges_hold_their_defaults(self) -> None:
+        """low <= default <= high, and a logarithmic range is positive."""
+        default = type(self.method)()
+        for name, span in tunable_fields(type(self.method)).items():
+            assert span.low <= getattr(default, name) <= span.high
+            assert not span.log or span.low > 0

@@ -1,0 +1,102 @@
+"""Operators: the laws, and the explicit Fourier sum as the reference."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from inrecon.operators import CartesianSense, conjugate_gradient, displace_image
+from inrecon.testing import OperatorConformance, random_complex, smooth_maps
+
+
+def lines(rows: int, columns: int) -> torch.Tensor:
+    mask = torch.zeros(rows, columns, dtype=torch.bool)
+    mask[1::3] = True
+    mask[rows // 2 - 2 : rows // 2 + 2] = True
+    return mask
+
+
+def scattered(rows: int, columns: int) -> torch.Tensor:
+    return torch.rand(rows, columns, generator=torch.Generator().manual_seed(0)) < 0.4
+
+
+class TestLines(OperatorConformance):
+    operator = CartesianSense(smooth_maps(3, 14, 9).csm, lines(14, 9))
+
+
+class TestScatteredSamples(OperatorConformance):
+    operator = CartesianSense(smooth_maps(3, 11, 8).csm, scattered(11, 8))
+
+
+def explicit_kspace(image: torch.Tensor) -> torch.Tensor:
+    """Centred unitary Fourier sum, written out."""
+    matrices = []
+    for n in image.shape[-2:]:
+        index = torch.arange(n, dtype=torch.float64) - n // 2
+        matrices.append(
+            torch.polar(torch.full((n, n), n**-0.5, dtype=torch.float64), -2 * math.pi * torch.outer(index, index) / n)
+        )
+    return torch.einsum("ky,lx,...yx->...kl", *matrices, image.to(torch.complex128)).to(torch.complex64)
+
+
+@pytest.mark.parametrize("shape", [(14, 9), (9, 14), (8, 8), (7, 5)])
+@pytest.mark.parametrize("pattern", [lines, scattered])
+def test_forward_is_the_explicit_fourier_sum_of_the_coil_images(
+    shape: tuple[int, int], pattern: Callable[[int, int], torch.Tensor]
+) -> None:
+    csm, mask, image = smooth_maps(3, *shape).csm, pattern(*shape), random_complex(*shape, seed=5)
+    operator = CartesianSense(csm, mask)
+    expected = operator.arrange(explicit_kspace(csm * image) * mask)
+    torch.testing.assert_close(operator.forward(image), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_arranging_keeps_magnitudes_and_drops_what_was_not_sampled() -> None:
+    mask, kspace = lines(14, 9), random_complex(3, 14, 9, seed=1)
+    arranged = CartesianSense(smooth_maps(3, 14, 9).csm, mask).arrange(kspace)
+    kept = kspace[:, mask.any(1)].abs().flatten().sort().values
+    torch.testing.assert_close(arranged.abs().flatten().sort().values, kept)
+
+
+@pytest.mark.parametrize("pattern", [lines, scattered])
+def test_a_displaced_operator_gives_the_displaced_data_of_the_displaced_image(
+    pattern: Callable[[int, int], torch.Tensor],
+) -> None:
+    rows, columns, offset = 33, 29, (0.25, -0.25)
+    mask, csm = pattern(rows, columns), torch.ones(1, rows, columns, dtype=torch.complex64)
+    image = random_complex(rows, columns, seed=7)
+    operator = CartesianSense(csm, mask)
+    left = operator.displaced(offset).forward(displace_image(image, offset))
+    torch.testing.assert_close(left, operator.displace(operator.forward(image), offset), rtol=1e-4, atol=1e-4)
+    back = displace_image(displace_image(image, offset), (-0.25, 0.25))
+    torch.testing.assert_close(back, image, rtol=1e-4, atol=1e-4)
+
+
+def test_displacing_by_a_whole_pixel_is_a_roll() -> None:
+    image = random_complex(8, 7, seed=8)
+    torch.testing.assert_close(displace_image(image, (1, -1)), image.roll((-1, 1), (0, 1)), rtol=1e-4, atol=1e-4)
+    maps = smooth_maps(2, 8, 7).csm
+    rolled = CartesianSense(maps, lines(8, 7)).displaced((1, -1)).csm
+    torch.testing.assert_close(rolled, maps.roll((-1, 1), (1, 2)))
+
+
+def test_conjugate_gradient_solves_the_normal_equations() -> None:
+    matrix = random_complex(12, 12, seed=2)
+    positive = matrix.conj().T @ matrix
+    right = random_complex(12, seed=3)
+    solution, iterations = conjugate_gradient(
+        lambda x: positive @ x, right, weight=0.5, iterations=100, start=random_complex(12, seed=4), tolerance=1e-6
+    )
+    expected = torch.linalg.solve(positive + 0.5 * torch.eye(12), right)
+    torch.testing.assert_close(solution, expected, rtol=1e-3, atol=1e-3)
+    assert iterations < 100
+
+
+def test_conjugate_gradient_of_nothing_is_nothing() -> None:
+    zero = torch.zeros(5, dtype=torch.complex64)
+    assert torch.equal(conjugate_gradient(lambda x: 2 * x, zero)[0], zero)
+
+
+def test_a_mask_of_another_shape_is_refused() -> None:
+    with pytest.raises(ValueError, match="mask"):
+        CartesianSense(smooth_maps(2, 8, 8).csm, torch.ones(8, 7, dtype=torch.bool))
