@@ -1,0 +1,83 @@
+"""What a person should know of a folder of hyperparameter files before a scanner uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from math import log
+from pathlib import Path
+from typing import Literal
+
+from inrecon.errors import NoHyperparameters
+from inrecon.hyperparams.entry import Entry
+from inrecon.hyperparams.schema import Value
+from inrecon.hyperparams.snapshot import read_folder, shipped_folder
+from inrecon.methods import Tunable, methods, tunable_fields
+
+# A value nearer to an end of its search range than this part of the range counts as lying at its edge.
+EDGE = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing about one file. `field` is dotted, "" for the whole file.
+
+    An ``error`` keeps the whole folder from being used; an ``overlap`` leaves a choice between two files to their
+    names; without a ``default`` some scans find no hyperparameters; a value at the ``edge`` of its search range may
+    have its optimum outside.
+    """
+
+    kind: Literal["error", "overlap", "default", "edge"]
+    file: str
+    field: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}: " + ": ".join(filter(None, (self.file, self.field, self.text)))
+
+
+def check(folder: Path | None = None) -> list[Finding]:
+    """Everything worth knowing of the files in `folder` (None: those that come with inrecon), errors first."""
+    folder = folder or shipped_folder()
+    try:
+        entries, problems = read_folder(folder)
+    except NoHyperparameters as error:
+        return [Finding(kind="error", file=str(folder), field="", text=str(error))]
+    errors = [
+        Finding(kind="error", file=problem.file, field=field, text=text)
+        for problem in problems
+        for field, text in problem.problems
+    ]
+    files = [*(entry.file for entry in entries), *(problem.file for problem in problems)]
+    missing = [] if any(Path(file).stem == "default" for file in files) else [_no_default(folder)]
+    return [*errors, *_overlaps(entries), *missing, *(edge for entry in entries for edge in _edges(entry))]
+
+
+def _no_default(folder: Path) -> Finding:
+    text = "there is no default.yaml: scans that match no other file find no hyperparameters"
+    return Finding(kind="default", file=str(folder), field="", text=text)
+
+
+def _overlaps(entries: Iterable[Entry]) -> Iterable[Finding]:
+    for one, other in combinations(entries, 2):
+        if one.match.ties(other.match):
+            text = f"can match the same scan as {other.file}, equally well: constrain one of them further"
+            yield Finding(kind="overlap", file=one.file, field="match", text=text)
+
+
+def _edges(entry: Entry) -> Iterable[Finding]:
+    spans = tunable_fields(methods[entry.method])
+    layers: dict[str, Mapping[str, Value]] = {"values": entry.values}
+    layers |= {f"presets.{preset}": values for preset, values in entry.presets.items()}
+    for where, values in layers.items():
+        for field, value in values.items():
+            if field in spans and _at_edge(float(value), spans[field]):
+                low, high = spans[field].low, spans[field].high
+                text = f"{value:g} is at the edge of its search range {low:g} .. {high:g}: the best may lie outside"
+                yield Finding(kind="edge", file=entry.file, field=f"{where}.{field}", text=text)
+
+
+def _at_edge(value: float, span: Tunable) -> bool:
+    low, high, at = (log(v) for v in (span.low, span.high, value)) if span.log else (span.low, span.high, value)
+    return not EDGE <= (at - low) / (high - low) <= 1 - EDGE
