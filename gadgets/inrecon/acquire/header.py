@@ -1,0 +1,213 @@
+"""The bytes of an ISMRMRD header to a checked `Scan`."""
+
+import math
+import re
+import sys
+import warnings
+from typing import Any
+
+from ismrmrd.xsd import ismrmrdHeader
+from xsdata.exceptions import ConverterWarning, ParserError
+from xsdata.formats.dataclass.context import XmlContext
+from xsdata.formats.dataclass.parsers import XmlParser
+from xsdata.formats.dataclass.parsers.config import ParserConfig
+from xsdata.formats.dataclass.parsers.handlers import XmlEventHandler
+
+from inrecon.acquire.scan import (
+    CALIBRATION_MODES,
+    FRAME_BYTES_LIMIT,
+    SAMPLE_BYTES,
+    CalibrationMode,
+    Encoding,
+    Limits,
+    Scan,
+)
+from inrecon.errors import InvalidFrame, InvalidHeader
+from inrecon.frame import Geometry
+
+NAMESPACE = "http://www.ismrm.org/ISMRMRD"
+RELATIVE_BANDWIDTH = 0.793  # what Gadgetron assumes where a header does not say
+_CONTEXT = XmlContext()  # what xsdata learns of the schema's classes, once
+_COUNTER_MAX = 2**16 - 1  # counters and sizes are unsigned short on the wire
+
+
+def parse_header(xml: bytes) -> Scan:
+    """The scan that an ISMRMRD XML header describes.
+
+    Takes UTF-8 or Latin-1, NUL-terminated or not, and unknown elements. Raises `InvalidHeader` if it is not such a
+    header, declares a document type or entities, describes anything but Cartesian sampling, or sizes that cannot be
+    reconstructed.
+    """
+    header = _deserialise(_decode(xml))
+    if not header.encoding:
+        raise InvalidHeader("the header has no encoding section; one for each encoding space is needed")
+    system = header.acquisitionSystemInformation
+    measurement = header.measurementInformation
+    channels = _number(_get(system, "receiverChannels"))
+    dependencies = _get(measurement, "measurementDependency") or ()
+    return Scan(
+        encodings=tuple(_encoding(encoding, f"encoding {i}") for i, encoding in enumerate(header.encoding)),
+        measurement_id=_text(_get(measurement, "measurementID")),
+        protocol_name=_text(_get(measurement, "protocolName")),
+        sequence=_text(_get(header.sequenceParameters, "sequence_type")),
+        anatomy=_text(_get(header.studyInformation, "bodyPartExamined")),
+        vendor=_text(_get(system, "systemVendor")),
+        field_strength_T=_number(_get(system, "systemFieldStrength_T")),
+        receiver_channels=None if channels is None else int(channels),
+        relative_bandwidth=_number(_get(system, "relativeReceiverNoiseBandwidth")) or RELATIVE_BANDWIDTH,
+        noise_dependencies=tuple(
+            str(_get(dependency, "measurementID"))
+            for dependency in dependencies
+            if str(_get(dependency, "dependencyType")).lower() == "noise"
+        ),
+    )
+
+
+def _decode(xml: bytes) -> str:
+    body = xml.strip(b"\0 \t\r\n")
+    try:
+        text = body.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = body.decode("latin-1")
+    # The declared encoding is often wrong, and the parser is given UTF-8 in any case.
+    text = re.sub(r"^<\?xml[^>]*\?>", "", text, count=1)
+    if re.search(r"<!(DOCTYPE|ENTITY)", text, flags=re.IGNORECASE):
+        raise InvalidHeader("the header declares a document type or entities (<!DOCTYPE, <!ENTITY); ISMRMRD has none")
+    return text
+
+
+def _deserialise(text: str) -> Any:
+    """An `ismrmrdHeader`, by the standard library's parser so that an installed lxml changes nothing."""
+    config = ParserConfig(fail_on_unknown_properties=False)
+    parser = XmlParser(config=config, context=_CONTEXT, handler=XmlEventHandler)
+    try:
+        with warnings.catch_warnings():
+            # A value of the wrong kind stays text; the fields that matter are checked below, and the warning's own
+            # text would carry patient data into logs.
+            warnings.simplefilter("ignore", ConverterWarning)
+            header = parser.from_string(text, ismrmrdHeader)
+    except ParserError as error:
+        raise InvalidHeader(f"the header is not well-formed ISMRMRD XML: {error}") from error
+    except TypeError as error:
+        raise InvalidHeader(f"the header lacks mandatory elements: {_missing(str(error), text)}") from error
+    except ValueError as error:
+        raise InvalidHeader("the header holds a value that ISMRMRD does not know") from error
+    if not isinstance(header, ismrmrdHeader):
+        raise InvalidHeader(f"the header's root element is not ismrmrdHeader but {type(header).__name__}")
+    return header
+
+
+def _missing(error: str, text: str) -> str:
+    """The names that a constructor's complaint quotes, in words."""
+    if NAMESPACE not in text:
+        return f"nothing in it is in the namespace {NAMESPACE}"
+    where = error.partition(".__init__")[0].removesuffix("Type")
+    names = re.findall(r"'(\w+)'", error)
+    return f"{', '.join(names)} in {where}"
+
+
+def _encoding(encoding: Any, where: str) -> Encoding:
+    trajectory = _choice(_get(encoding, "trajectory"))
+    if trajectory != "cartesian":
+        raise InvalidHeader(f"{where} has a {trajectory!r} trajectory; this version reconstructs 'cartesian' only")
+    geometry = _geometry(encoding, where)
+    _, y, z = geometry.encoded_matrix
+    limits = _get(encoding, "encodingLimits")
+    parallel = _get(encoding, "parallelImaging")
+    counts = {
+        f"{name}s": _counter(getattr(_get(limits, name), "maximum", 0), f"{where}, encodingLimits {name} maximum") + 1
+        for name in ("average", "slice", "contrast", "phase", "repetition", "set")
+    }
+    return Encoding(
+        geometry=geometry,
+        step_1=_limits(_get(limits, "kspace_encoding_step_1"), y, f"{where}, kspace_encoding_step_1"),
+        step_2=_limits(_get(limits, "kspace_encoding_step_2"), z, f"{where}, kspace_encoding_step_2"),
+        trajectory=trajectory,
+        calibration_mode=_calibration_mode(parallel),
+        acceleration=_acceleration(parallel),
+        **counts,
+    )
+
+
+def _geometry(encoding: Any, where: str) -> Geometry:
+    encoded, recon = _get(encoding, "encodedSpace"), _get(encoding, "reconSpace")
+    try:
+        return Geometry(
+            encoded_matrix=_matrix(encoded, f"{where}, encodedSpace matrixSize"),
+            encoded_fov_mm=_fov(encoded),
+            recon_matrix=_matrix(recon, f"{where}, reconSpace matrixSize"),
+            recon_fov_mm=_fov(recon),
+        )
+    except InvalidFrame as error:
+        raise InvalidHeader(f"{where}: {error}") from error
+
+
+def _matrix(space: Any, where: str) -> tuple[int, int, int]:
+    size = _get(space, "matrixSize")
+    x, y, z = (_counter(_get(size, axis), f"{where} {axis}") for axis in "xyz")
+    needed = x * y * z * SAMPLE_BYTES
+    if needed > FRAME_BYTES_LIMIT:
+        raise InvalidHeader(
+            f"{where}: {x} x {y} x {z} samples take {needed / 2**30:.1f} GiB a coil; "
+            f"the limit is {FRAME_BYTES_LIMIT / 2**30:.0f} GiB"
+        )
+    return x, y, z
+
+
+def _fov(space: Any) -> tuple[float, float, float]:
+    fov = _get(space, "fieldOfView_mm")
+    x, y, z = (mm if isinstance(mm, float) else math.nan for mm in (_get(fov, axis) for axis in "xyz"))
+    return x, y, z
+
+
+def _limits(limit: Any, size: int, where: str) -> Limits:
+    """Limits of a phase-encoding step, the whole matrix where the header does not say.
+
+    All zeros for more than one line is what a header holds whose writer filled nothing in.
+    """
+    names = ("minimum", "maximum", "center")
+    low, high, center = (_counter(getattr(limit, name, 0), f"{where} {name}") for name in names)
+    if low == high == center == 0:
+        return Limits(minimum=0, maximum=size - 1, center=size // 2)
+    if size > 1 and not low <= center <= high:
+        raise InvalidHeader(f"{where}: the center, {center}, must lie in the range of the limits, {low} to {high}")
+    return Limits(minimum=low, maximum=high, center=center)
+
+
+def _calibration_mode(parallel: Any) -> CalibrationMode | None:
+    mode = _get(parallel, "calibrationMode")
+    if mode is None:
+        return None
+    name = _choice(mode)
+    return next((known for known in CALIBRATION_MODES if known == name), "other")
+
+
+def _acceleration(parallel: Any) -> tuple[int, int]:
+    factors = _get(parallel, "accelerationFactor")
+    one, two = (_number(_get(factors, f"kspace_encoding_step_{i}")) or 1 for i in (1, 2))
+    return max(round(one), 1), max(round(two), 1)
+
+
+def _get(section: Any, name: str) -> Any:
+    """An element of a section that may be missing, or of another type than the schema's (xsi:nil, xsi:type)."""
+    return getattr(section, name, None)
+
+
+def _choice(value: Any) -> str:
+    """An enumeration's member, or the text that is none, in small letters."""
+    return str(getattr(value, "value", value)).lower()
+
+
+def _text(value: Any) -> str | None:
+    return str(value).strip() or None if value is not None else None
+
+
+def _number(value: Any) -> float | None:
+    """A positive finite number, or None for anything else."""
+    return float(value) if isinstance(value, int | float) and 0 < value <= sys.float_info.max else None
+
+
+def _counter(value: Any, where: str) -> int:
+    if not isinstance(value, int) or not 0 <= value <= _COUNTER_MAX:
+        raise InvalidHeader(f"{where} must be a whole number from 0 to {_COUNTER_MAX}, not {str(value)[:20]!r}")
+    return value
