@@ -1,0 +1,121 @@
+"""The listening front: accepts at once, serves connections side by side, keeps the worker process. No torch here."""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+
+from inrecon.errors import InreconError
+from inrecon_server.config import configure
+from inrecon_server.connection import Connection, Patience
+from inrecon_server.session import Session
+from inrecon_server.worker import Worker
+
+log = logging.getLogger(__name__)
+
+_STREAM_LIMIT = 1 << 18
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """How to serve. `port` 0 is any free one; `device` is ``auto``, ``cpu`` or ``cuda``.
+
+    `hyperparameters` is a folder of files (None: the shipped ones), read anew for each scan. `default_config` runs
+    where a client names a configuration that does not exist; without it, such a client is refused.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 9002
+    device: str = "auto"
+    hyperparameters: Path | None = None
+    default_config: str | None = None
+    max_connections: int = 16
+    shutdown_grace_s: float = 5.0
+    patience: Patience = field(default_factory=Patience)
+
+
+def serve(settings: ServerSettings, *, on_listening: Callable[[str, int], None] | None = None) -> None:
+    """Serve until SIGINT or SIGTERM; `on_listening` is called with the address once clients can connect.
+
+    Raises `InreconError` if the settings name what does not exist, and OSError if the port is taken.
+    """
+    if settings.default_config is not None:
+        configure(settings.default_config)
+    asyncio.run(_Server(settings).run(on_listening))
+
+
+class _Server:
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
+        self._worker = Worker(device=settings.device)
+        self._connections: set[asyncio.Task[None]] = set()
+        self._numbers = count(1)
+        self._stopped = asyncio.Event()
+
+    async def run(self, on_listening: Callable[[str, int], None] | None) -> None:
+        settings = self._settings
+        server = await asyncio.start_server(self._accept, settings.host, settings.port, limit=_STREAM_LIMIT)
+        host, port = server.sockets[0].getsockname()[:2]
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self._stopped.set)
+        log.info("listening on %s:%d", host, port)
+        if on_listening is not None:
+            on_listening(host, port)
+        self._worker.start()
+        warming = asyncio.create_task(self._warm_up())
+        try:
+            await self._stopped.wait()
+        finally:
+            server.close()
+            await self._end_connections()
+            warming.cancel()
+            self._worker.stop()
+        with suppress(asyncio.CancelledError):
+            await warming
+
+    async def _warm_up(self) -> None:
+        """Start-up that fails for good (no such device) ends the server; a worker that died is replaced when needed."""
+        try:
+            log.info("ready: reconstructing on %s", await self._worker.warmed_up())
+        except BrokenProcessPool:
+            log.error("the worker process died while it started")
+        except InreconError:
+            self._stopped.set()
+            raise
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        settings = self._settings
+        busy = len(self._connections) >= settings.max_connections
+        connection = Connection(
+            reader,
+            writer,
+            session=Session(
+                hyperparameters=settings.hyperparameters,
+                device=settings.device,
+                default_config=settings.default_config,
+            ),
+            worker=self._worker,
+            patience=settings.patience,
+            name=f"connection {next(self._numbers)}",
+            refusal=f"the server has {settings.max_connections} connections already; try again later" if busy else None,
+        )
+        task = asyncio.current_task()
+        if task is not None:
+            self._connections.add(task)
+            task.add_done_callback(self._connections.discard)
+        await connection.run()
+
+    async def _end_connections(self) -> None:
+        """Let scans that are nearly done finish, then end the rest."""
+        if self._connections:
+            await asyncio.wait(self._connections, timeout=self._settings.shutdown_grace_s)
+        while self._connections:
+            # More than once: one may have been accepted while the others were waited for.
+            for connection in self._connections:
+                connection.cancel()
+            await asyncio.wait(self._connections)

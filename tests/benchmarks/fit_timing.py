@@ -1,0 +1,88 @@
+"""Seconds of the fit at 384 x 384 x 12 on every device there is, beside CG-SENSE in the same run, as a table.
+
+    python tests/benchmarks/fit_timing.py [ITERATIONS]
+
+The scan is simulated (R=6 with 24 centre lines). Rows are interleaved twice and the faster time of each is printed,
+PSNR beside it.
+"""
+
+import platform
+import sys
+import time
+
+import torch
+
+from inrecon.acquire import Accumulator, parse_header
+from inrecon.calibrate import espirit
+from inrecon.condition import condition
+from inrecon.frame import Frame
+from inrecon.methods import BilevelINR, CGSense, Method
+from inrecon.operators import CartesianSense
+from inrecon.quality import psnr
+from inrecon.simulate import SimulatedScan, simulate_scan
+
+
+def frame_of(scan: SimulatedScan, device: str) -> tuple[Frame, dict[str, float]]:
+    """The conditioned, calibrated frame and the seconds of each step."""
+    accumulator = Accumulator(parse_header(scan.header))
+    raws = [raw for acquisition in scan.acquisitions for raw in accumulator.add(acquisition)] + accumulator.finish()
+    started = time.perf_counter()
+    measurement = condition(raws[0], device=device)
+    conditioned = time.perf_counter()
+    if measurement.calibration is None:
+        raise SystemExit("the simulated scan has no calibration lines")
+    maps = espirit(measurement.calibration[0], scan.reference.shape[1:])
+    if device == "cuda":
+        torch.cuda.synchronize()
+    calibrated = time.perf_counter()
+    operator = CartesianSense(maps.csm, measurement.mask)
+    frame = Frame(
+        kspace=operator.arrange(measurement.kspace[0]),
+        operator=operator,
+        maps=maps,
+        noise_level=measurement.noise_level,
+    )
+    return frame, {"condition": conditioned - started, "calibrate": calibrated - conditioned}
+
+
+def timed(method: Method, frame: Frame, device: str) -> tuple[float, torch.Tensor]:
+    """Wall seconds of one fit, and its image."""
+    started = time.perf_counter()
+    image = method.fit(frame).image
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started, image.cpu()
+
+
+def device_name(device: str) -> str:
+    """What the table calls the device."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def main() -> None:
+    """Print the table."""
+    iterations = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    scan = simulate_scan(shape=(384, 384), coils=12, acceleration=6, acs=24)
+    methods: dict[str, Method] = {
+        "CG-SENSE, 30 iterations": CGSense(),
+        f"bilevel_inr, {iterations} iterations": BilevelINR(iterations=iterations),
+        "bilevel_inr, 1 iteration (set-up)": BilevelINR(iterations=1),
+    }
+    print("| device | what | seconds | ms / iteration | PSNR (dB) |\n|---|---|---|---|---|")
+    for device in ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]:
+        frame, seconds = frame_of(scan, device)
+        timed(BilevelINR(iterations=2), frame, device)
+        for step, value in seconds.items():
+            print(f"| {device_name(device)} | {step} | {value:.3f} | | |")
+        runs = [{name: timed(method, frame, device) for name, method in methods.items()} for _ in range(2)]
+        for name, method in methods.items():
+            best = min(run[name][0] for run in runs)
+            steps = getattr(method, "iterations", 1)
+            quality = psnr(runs[0][name][1].numpy(), scan.reference[0], scan.support[0])
+            print(f"| {device_name(device)} | {name} | {best:.3f} | {1e3 * best / steps:.2f} | {quality:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""A real server process, and the bytes of a small scan."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from inrecon.simulate import SimulatedScan, simulate_scan
+from inrecon_server.client import ClientResult, send
+from inrecon_server.protocol import Close, Message, Parser, serialise
+
+_ENTRY = """
+import logging
+from inrecon_server.connection import Patience
+from inrecon_server.server import ServerSettings, serve
+
+logging.basicConfig(level="INFO")
+patience = Patience(idle_s=30.0, silence_s=0.3, linger_s=1.0, send_buffer_bytes=1 << 16)
+settings = ServerSettings(port=0, device="cpu", shutdown_grace_s=0.2, patience=patience)
+serve(settings, on_listening=lambda host, port: print(port, flush=True))
+"""
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server process, and ways to talk to it."""
+
+    process: "subprocess.Popen[str]"
+    port: int
+
+    def worker(self) -> int:
+        """The process id of the worker: the child that Python's spawn started."""
+        (worker,) = (pid for pid in _children(self.process.pid) if b"spawn_main" in _command(pid))
+        return worker
+
+    def connect(self, *, receive_buffer: int | None = None) -> socket.socket:
+        connection = socket.socket()
+        if receive_buffer is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        connection.settimeout(30)
+        connection.connect(("127.0.0.1", self.port))
+        return connection
+
+    def answers(self, *parts: Message | bytes, hang_up: bool = False) -> list[Message]:
+        """All that the server answers to `parts`, up to its CLOSE; `hang_up` ends the sending side afterwards."""
+        with self.connect() as connection:
+            connection.sendall(b"".join(part if isinstance(part, bytes) else serialise(part) for part in parts))
+            if hang_up:
+                connection.shutdown(socket.SHUT_WR)
+            return read_all(connection)
+
+    def send(self, scan: SimulatedScan, *, config: str = "cg_sense", parameters: str | None = None) -> ClientResult:
+        return send(scan.header, scan.acquisitions, port=self.port, config=config, parameters=parameters, timeout_s=30)
+
+
+def read_all(connection: socket.socket) -> list[Message]:
+    parser = Parser(role="client")
+    messages: list[Message] = []
+    while messages[-1:] != [Close()] and (data := connection.recv(1 << 16)):
+        messages.extend(parser.feed(data))
+    parser.end()
+    return messages
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _command(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+@contextmanager
+def _running() -> Iterator[RunningServer]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _ENTRY], stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert process.stdout is not None
+    try:
+        yield RunningServer(process, int(process.stdout.readline()))
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=20)
+        process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[RunningServer]:
+    """The server of all tests, warmed up by the first scan that it gets."""
+    with _running() as running:
+        yield running
+
+
+@pytest.fixture
+def own_server() -> Iterator[RunningServer]:
+    """A server that the test may kill."""
+    with _running() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def scan() -> SimulatedScan:
+    """One frame of 32 x 32 pixels and four coils, with noise readouts."""
+    return simulate_scan(shape=(32, 32), coils=4, acceleration=2, acs=12)

@@ -1,0 +1,70 @@
+"""What happens when clients do not read, processes die, and the server is told to stop."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from inrecon.simulate import SimulatedScan, simulate_scan
+from inrecon_server.protocol import Close, ConfigText, Header, serialise
+
+if TYPE_CHECKING:
+    from conftest import RunningServer
+
+
+def send_again_and_again(connection: socket.socket, data: bytes) -> None:
+    for _ in range(1000):
+        connection.sendall(data)
+
+
+def test_a_client_that_reads_nothing_is_no_longer_read_and_holds_up_nobody(
+    server: RunningServer, scan: SimulatedScan
+) -> None:
+    frame = simulate_scan(shape=(128, 128), coils=1, acceleration=2, acs=16, snr=float("inf"))
+    properties = '<property name="method" value="zero_filled"/><property name="dtype" value="complex"/>'
+    config = serialise(ConfigText(f"<configuration>{properties}</configuration>"))
+    with server.connect(receive_buffer=4096) as deaf:
+        deaf.sendall(config + serialise(Header(frame.header)))
+        data = b"".join(map(serialise, frame.acquisitions))
+        deaf.settimeout(2)
+        with pytest.raises(TimeoutError):
+            send_again_and_again(deaf, data)
+        for _ in range(2):
+            assert len(server.send(scan).images) == 1
+
+
+def test_a_worker_that_dies_is_replaced(own_server: RunningServer, scan: SimulatedScan) -> None:
+    assert own_server.send(scan).images
+    dead = own_server.worker()
+    os.kill(dead, signal.SIGKILL)
+    # The scan after it may still find the process gone; it is told, and from the next on all is well.
+    meanwhile = own_server.send(scan)
+    assert meanwhile.closed
+    assert meanwhile.images or [text for text in meanwhile.texts if text.startswith("ERROR") and "died" in text]
+    assert own_server.send(scan).images
+    assert own_server.worker() != dead
+
+
+def test_the_worker_ends_when_the_front_is_killed(own_server: RunningServer, scan: SimulatedScan) -> None:
+    assert own_server.send(scan).images
+    worker = os.pidfd_open(own_server.worker())
+    own_server.process.kill()
+    assert select.select([worker], [], [], 10)[0], "the worker outlived the front"
+    os.close(worker)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_front_and_worker(own_server: RunningServer, scan: SimulatedScan, number: signal.Signals) -> None:
+    assert own_server.answers(Close()) == [Close()]
+    with own_server.connect() as idle:
+        worker = os.pidfd_open(own_server.worker())
+        own_server.process.send_signal(number)
+        assert own_server.process.wait(timeout=15) == 0
+        assert select.select([worker], [], [], 10)[0], "the worker outlived the front"
+        os.close(worker)
+        assert b"shutting down" in idle.recv(1000)

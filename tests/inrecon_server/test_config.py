@@ -1,0 +1,128 @@
+"""Names and texts of configurations."""
+
+import json
+import os
+from importlib.resources import files
+
+import pytest
+
+from inrecon.frame import Request
+from inrecon_server.config import ConfigError, Configuration, amend, configure, names, resolve
+
+NAMES = [name for name in names() if name != "null"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_means_the_same_with_and_without_suffix_and_as_the_text_of_its_file(name: str) -> None:
+    text = (files("inrecon") / "config" / f"{name}.xml").read_text(encoding="utf-8")
+    assert resolve(name) == resolve(f"{name}.xml") == resolve(text)
+
+
+def test_the_shipped_names_ask_for_what_they_are_called() -> None:
+    assert resolve("inr") == Request()
+    assert resolve("cg_sense").method == "cg_sense"
+    assert resolve("zero_filled.xml").method == "zero_filled"
+
+
+@pytest.mark.parametrize("name", ["null", "null.xml", "isalive.xml", "gtquery.xml"])
+def test_null_and_health_checks_want_no_reconstruction(name: str) -> None:
+    assert configure(name).is_null
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(
+        ConfigError, match=r"'cg_sens'.*did you mean 'cg_sense'.*known are cg_sense, inr, null, zero_filled"
+    ):
+        resolve("cg_sens")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../../etc/passwd",
+        "../config/cg_sense.xml",
+        "/etc/passwd",
+        "inrecon.config",
+        "os",
+        "",
+        ".xml",
+        "HOME",
+        "a" * 1023,
+    ],
+)
+def test_a_name_is_never_a_path_an_import_or_a_variable(name: str) -> None:
+    assert "HOME" in os.environ
+    with pytest.raises(ConfigError, match="known are"):
+        resolve(name)
+
+
+def test_properties_of_xml_set_the_request_wherever_they_stand() -> None:
+    text = """<?xml version="1.0"?><configuration><a><property name="method" value="bilevel_inr"/></a>
+    <property name="preset" value="fast"/><property name="dtype" value="complex"/>
+    <property name="iterations" value="7"/></configuration>"""
+    wanted = Request(method="bilevel_inr", preset="fast", dtype="complex", overrides={"iterations": "7"})
+    assert resolve(text) == wanted
+
+
+def test_what_gadgetron_sends_is_known_as_gadgetrons() -> None:
+    properties = '<property name="peer" value="gadgetron"/><property name="method" value="cg_sense"/>'
+    inner = f"<configuration>{properties}</configuration>"
+    chain = f"<configuration><stream><external>{inner}</external></stream></configuration>"
+    assert configure(inner).from_gadgetron
+    assert not configure(chain).from_gadgetron
+    assert not configure("cg_sense").from_gadgetron
+    assert resolve(inner) == resolve(chain) == Request(method="cg_sense")
+
+
+def test_properties_of_gadgets_are_not_ours() -> None:
+    gadget = '<gadget><name>Noise</name><property name="method" value="x"/></gadget>'
+    ours = '<external><configuration><property name="method" value="cg_sense"/></configuration></external>'
+    assert resolve(f"<configuration><stream>{gadget}{ours}</stream></configuration>") == Request(method="cg_sense")
+
+
+def test_a_chain_of_other_peoples_gadgets_is_refused() -> None:
+    with pytest.raises(ConfigError, match="Gadgetron's own gadgets"):
+        resolve("<configuration><stream><gadget><name>FFT</name></gadget></stream></configuration>")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("<configuration><property", "not well-formed XML"),
+        ('<!DOCTYPE a [<!ENTITY b "c">]><configuration>&b;</configuration>', "DOCTYPE"),
+        ("<c><property name='preset'/></c>", "'preset' has no value"),
+        ("<c><property name='preset' value='best'/></c>", "'best': known are fast, standard, quality"),
+        ("<c><property name='dtype' value='int16'/></c>", "'int16': known are complex, float, uint16"),
+        ("<c>" + "".join(f"<property name='a{i}' value='1'/>" for i in range(101)) + "</c>", "101 properties"),
+        (f"<c><property name='method' value='{'a' * 201}'/></c>", "more than 200 characters"),
+        ("<" + " " * (1 << 20), "characters"),
+        ("{", "not well-formed JSON"),
+        ("{" * 100_000, "not well-formed JSON"),
+        ('{"a":' + "[" * 100_000, "not well-formed JSON"),
+        ('{"preset": "fast"}', '"parameters"'),
+        ('{"parameters": ["fast"]}', '"parameters"'),
+    ],
+)
+def test_a_wrong_text_is_refused_with_the_reason(text: str, told: str) -> None:
+    with pytest.raises(ConfigError, match=told) if len(text) < (1 << 20) else pytest.raises(ConfigError):
+        resolve(text)
+
+
+def test_json_sets_what_it_knows_and_names_what_it_ignores() -> None:
+    parameters = {"config": "cg_sense", "customconfig": "", "preset": "quality", "sendOriginal": True, "dtype": "None"}
+    configuration = configure(json.dumps({"version": "1.1.0", "parameters": parameters}))
+    assert configuration.request == Request(method="cg_sense", preset="quality")
+    assert configuration.name == "cg_sense"
+    assert configuration.ignored == ("sendOriginal",)
+
+
+def test_json_amends_what_came_before() -> None:
+    before = Configuration(name="cg_sense", request=Request(method="cg_sense", overrides={"iterations": "7"}))
+    after = amend(before, '{"parameters": {"dtype": "float"}}')
+    assert after.request == Request(method="cg_sense", dtype="float", overrides={"iterations": "7"})
+    assert amend(before, '{"parameters": {"customconfig": "zero_filled"}}').request == Request(method="zero_filled")
+
+
+def test_json_with_a_wrong_configuration_is_refused() -> None:
+    with pytest.raises(ConfigError, match="known are"):
+        amend(configure("inr"), '{"parameters": {"config": "../inr"}}')

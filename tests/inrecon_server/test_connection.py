@@ -1,0 +1,189 @@
+"""One connection over a real socket, with a worker that does what the test wants."""
+
+import asyncio
+import socket
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+
+import pytest
+
+from inrecon.simulate import SimulatedScan, simulate_scan
+from inrecon_server.connection import Connection, Patience
+from inrecon_server.protocol import Close, ConfigFile, Header, Message, Parser, Text, serialise
+from inrecon_server.session import Session
+from inrecon_server.worker import Job, JobResult, Progress
+
+QUICK = Patience(linger_s=0.2)
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class FakeWorker:
+    """Answers each job by `answer`, and counts the jobs."""
+
+    def __init__(self, answer: Callable[[Job], Awaitable[JobResult]]) -> None:
+        self._answer = answer
+        self.started = 0
+        self.cancelled = asyncio.Event()
+
+    async def run(self, job: Job) -> JobResult:
+        self.started += 1
+        try:
+            return await self._answer(job)
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+
+async def never(_: Job) -> JobResult:
+    return await asyncio.Future()
+
+
+async def nothing(_: Job) -> JobResult:
+    return JobResult(progress=Progress())
+
+
+@asynccontextmanager
+async def connected(
+    worker: FakeWorker,
+    *,
+    patience: Patience = QUICK,
+    refusal: str | None = None,
+) -> AsyncIterator[Streams]:
+    done = asyncio.Event()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        session = Session(hyperparameters=None, device="cpu")
+        connection = Connection(
+            reader,
+            writer,
+            session=session,
+            worker=worker,
+            patience=patience,
+            name="test",
+            refusal=refusal,  # type: ignore[arg-type]
+        )
+        await connection.run()
+        done.set()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        async with asyncio.timeout(10):
+            await done.wait()
+        server.close()
+        await server.wait_closed()
+
+
+async def answers(reader: asyncio.StreamReader) -> list[Message]:
+    parser = Parser(role="client")
+    return list(parser.feed(await reader.read()))
+
+
+def run(scenario: Coroutine[object, object, None]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await scenario
+
+    asyncio.run(bounded())
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """Hang up without a farewell."""
+    peer = writer.get_extra_info("socket")
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+@pytest.fixture(scope="module")
+def movie() -> SimulatedScan:
+    return simulate_scan(shape=(64, 64), coils=4, acceleration=1, pattern="full", repetitions=20)
+
+
+def wire(scan: SimulatedScan, config: str = "zero_filled") -> bytes:
+    return b"".join(map(serialise, (ConfigFile(config), Header(scan.header), *scan.acquisitions, Close())))
+
+
+def test_a_worker_that_does_not_come_along_stops_the_reading(movie: SimulatedScan) -> None:
+    async def scenario() -> None:
+        worker = FakeWorker(never)
+        async with connected(worker) as (_, writer):
+            writer.transport.set_write_buffer_limits(high=0)
+            for _ in range(4):
+                writer.write(wire(movie)[:-2])
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(1):
+                    await writer.drain()
+            assert worker.started == 1
+            reset(writer)
+            await worker.cancelled.wait()
+
+    run(scenario())
+
+
+def test_a_client_that_vanishes_takes_its_job_back(movie: SimulatedScan) -> None:
+    async def scenario() -> None:
+        worker = FakeWorker(never)
+        async with connected(worker) as (_, writer):
+            writer.write(b"".join(map(serialise, (ConfigFile("inr"), Header(movie.header), *movie.acquisitions[:96]))))
+            await writer.drain()
+            while not worker.started:
+                await asyncio.sleep(0.01)
+            reset(writer)
+            await worker.cancelled.wait()
+
+    run(scenario())
+
+
+def test_a_full_server_says_so_and_hears_the_client_out(movie: SimulatedScan) -> None:
+    async def scenario() -> None:
+        worker = FakeWorker(nothing)
+        async with connected(worker, refusal="the server is full") as (reader, writer):
+            writer.write(wire(movie))
+            assert await answers(reader) == [Text("ERROR   the server is full"), Close()]
+            assert worker.started == 0
+
+    run(scenario())
+
+
+def test_a_client_that_falls_silent_is_let_go() -> None:
+    async def scenario() -> None:
+        async with connected(FakeWorker(nothing), patience=Patience(idle_s=0.2, linger_s=0.1)) as (reader, writer):
+            writer.write(serialise(ConfigFile("inr")))
+            text, close = await answers(reader)
+            assert text == Text("ERROR   nothing came for 0.2 s, and no CLOSE: the scan is ended")
+            assert close == Close()
+
+    run(scenario())
+
+
+def test_after_an_error_a_client_is_heard_out_only_for_so_long(movie: SimulatedScan) -> None:
+    async def scenario() -> None:
+        patience = Patience(discard_bytes=1000, linger_s=0.1)
+        async with connected(FakeWorker(nothing), patience=patience) as (reader, writer):
+            writer.write(wire(movie, config="no_such")[:-2])
+            assert (await answers(reader))[-1] == Close()
+
+    run(scenario())
+
+
+def test_a_bug_is_logged_and_the_client_told_no_more_than_that(
+    movie: SimulatedScan, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(_: Job) -> JobResult:
+        raise LookupError("secret detail")
+
+    async def scenario() -> None:
+        async with connected(FakeWorker(broken)) as (reader, writer):
+            writer.write(wire(movie))
+            *_, text, close = await answers(reader)
+            assert isinstance(text, Text)
+            assert text.text.startswith("ERROR   internal error")
+            assert "secret" not in text.text
+            assert close == Close()
+
+    run(scenario())
+    assert "secret detail" in caplog.text

@@ -1,0 +1,178 @@
+"""The life of one scan, without sockets and without a worker."""
+
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from inrecon.errors import InreconError, InvalidHeader
+from inrecon.frame import RawFrame, Series
+from inrecon.simulate import SimulatedScan, simulate_scan
+from inrecon_server.protocol import ConfigFile, ConfigText, Error, Header, Message, Query, Response, Text
+from inrecon_server.session import Session, Step
+from inrecon_server.worker import JobResult, Notice, Progress
+
+
+@pytest.fixture(scope="module")
+def scan() -> SimulatedScan:
+    return simulate_scan(shape=(16, 16), coils=2, acceleration=1, acs=8, slices=2, repetitions=2)
+
+
+def session(*messages: Message, default_config: str | None = None) -> Session:
+    new = Session(hyperparameters=Path("/nowhere"), device="cpu", default_config=default_config)
+    receive(new, messages)
+    return new
+
+
+def receive(session: Session, messages: Iterable[Message]) -> list[Step]:
+    return [step for message in messages for step in session.receive(message)]
+
+
+def frames(steps: Iterable[Step]) -> list[RawFrame]:
+    return [step for step in steps if isinstance(step, RawFrame)]
+
+
+def texts(steps: Iterable[object]) -> list[str]:
+    return [f"{step.level} {step.text}" for step in steps if isinstance(step, Notice)]
+
+
+def test_every_frame_of_the_scan_becomes_one_job_and_early(scan: SimulatedScan) -> None:
+    running = session(ConfigFile("cg_sense"), Header(scan.header))
+    early = frames(receive(running, scan.acquisitions))
+    late = frames(running.finish())
+    assert len(early) + len(late) == len(scan.reference) == 4
+    assert len(early) >= 2
+    job = running.job(early[0])
+    assert job.request.method == "cg_sense"
+    assert job.progress == Progress()
+    assert pickle.loads(pickle.dumps(job)).raw.key == early[0].key
+
+
+def test_the_start_is_told_once(scan: SimulatedScan) -> None:
+    running = session(ConfigFile("cg_sense"), Header(scan.header))
+    told = texts(receive(running, scan.acquisitions))
+    assert len([text for text in told if text.startswith("INFO")]) == 1
+    assert "cg_sense" in told[0]
+
+
+def test_progress_passes_from_result_to_next_job(scan: SimulatedScan) -> None:
+    running = session(ConfigFile("inr"), Header(scan.header))
+    first, *_ = [*frames(receive(running, scan.acquisitions)), *frames(running.finish())]
+    progress = Progress(series=Series(images=3, scale=2.0), hyperparameters=b"as read")
+    assert list(running.take(JobResult(progress=progress, images=(b"i",)))) == []
+    assert running.job(first).progress == progress
+
+
+def test_a_notice_is_told_once_and_their_number_is_bounded(scan: SimulatedScan) -> None:
+    running = session(ConfigFile("inr"), Header(scan.header))
+    for number in range(1000):
+        notices = (Notice(level="WARNING", text="always"), Notice(level="WARNING", text=str(number)))
+        told = texts(running.take(JobResult(progress=Progress(), notices=notices)))
+        if number == 0:
+            assert told == ["WARNING always", "WARNING 0"]
+        if number == 1:
+            assert told == ["WARNING 1"]
+    assert told == []
+
+
+def test_the_summary_counts_images_failures_and_readouts(scan: SimulatedScan) -> None:
+    running = session(ConfigFile("inr"), Header(scan.header))
+    receive(running, scan.acquisitions)
+    list(running.take(JobResult(progress=Progress(), images=(b"a", b"b"))))
+    list(running.take(JobResult(progress=Progress(), notices=(Notice(level="ERROR", text="diverged"),))))
+    (summary,) = texts(running.summary())
+    assert summary.startswith("INFO 2 images in")
+    assert "1 frames failed" in summary
+    assert "imaging readouts" in summary
+
+
+def test_a_close_without_a_header_is_no_error() -> None:
+    for first in ([], [ConfigFile("no_such")], [ConfigText("<configuration><gadget/></configuration>")]):
+        running = session(*first)
+        assert list(running.finish()) == []
+        assert list(running.summary()) == []
+
+
+def test_an_unknown_configuration_ends_the_scan_when_data_comes(scan: SimulatedScan) -> None:
+    running = session(ConfigFile("cg_sens"), Header(scan.header))
+    with pytest.raises(InreconError, match="did you mean 'cg_sense'"):
+        receive(running, scan.acquisitions[:1])
+    with pytest.raises(InreconError, match="did you mean 'cg_sense'"):
+        list(session(ConfigFile("cg_sens"), Header(scan.header)).finish())
+
+
+def test_the_default_configuration_runs_only_where_it_was_set_and_says_so(scan: SimulatedScan) -> None:
+    running = Session(hyperparameters=None, device="cpu", default_config="zero_filled")
+    (told,) = texts(receive(running, [ConfigFile("cg_sens")]))
+    assert told.startswith("WARNING")
+    assert "'zero_filled' is used" in told
+    assert frames([*receive(running, [Header(scan.header), *scan.acquisitions]), *running.finish()])
+
+
+def test_fire_names_the_configuration_after_the_header(scan: SimulatedScan) -> None:
+    running = session(ConfigFile("openrecon"), Header(scan.header))
+    told = receive(running, [Text('{"parameters": {"config": "cg_sense", "preset": "fast", "foo": 1}}')])
+    assert texts(told) == ["WARNING unknown parameters are ignored: 'foo'"]
+    first, *_ = frames([*receive(running, scan.acquisitions), *running.finish()])
+    assert running.job(first).request.method == "cg_sense"
+    assert running.job(first).request.preset == "fast"
+
+
+def test_json_that_names_no_configuration_does_not_make_an_unknown_one_known(scan: SimulatedScan) -> None:
+    running = session(ConfigFile("openrecon"), Header(scan.header), Text('{"parameters": {"preset": "fast"}}'))
+    with pytest.raises(InreconError, match="'openrecon'"):
+        receive(running, scan.acquisitions[:1])
+
+
+def test_the_configuration_does_not_change_in_the_middle(scan: SimulatedScan) -> None:
+    running = session(ConfigFile("cg_sense"), Header(scan.header), scan.acquisitions[0])
+    (told,) = texts(receive(running, [Text('{"parameters": {"config": "zero_filled"}}')]))
+    assert "cannot change" in told
+    first, *_ = frames([*receive(running, scan.acquisitions[1:]), *running.finish()])
+    assert running.job(first).request.method == "cg_sense"
+
+
+def test_other_texts_of_the_client_change_nothing() -> None:
+    assert receive(session(ConfigFile("cg_sense")), [Text("hello")]) == []
+
+
+def test_a_header_that_is_none_ends_the_scan_at_once() -> None:
+    with pytest.raises(InvalidHeader):
+        session(ConfigFile("cg_sense"), Header(b"garbage"))
+
+
+def test_null_reads_everything_and_says_nothing(scan: SimulatedScan) -> None:
+    running = session(ConfigFile("null"), Header(b"garbage"))
+    assert receive(running, scan.acquisitions) == []
+    assert [*running.finish(), *running.summary()] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("gadgetron::version", "inrecon"),
+        ("ismrmrd::version", "1."),
+        ("gadgetron::info", "cg_sense"),
+        ("x", "Unknown query"),
+    ],
+)
+def test_a_query_is_answered_under_its_number(name: str, answer: str) -> None:
+    (response,) = receive(session(), [Query(name, 77)])
+    assert isinstance(response, Response)
+    assert response.correlation_id == 77
+    assert answer in response.text
+
+
+def test_a_client_is_told_in_texts_whose_level_fills_eight_characters() -> None:
+    running = session(ConfigFile("inr"))
+    assert running.tell(Notice(level="INFO", text="a")) == Text("INFO    a")
+    assert running.tell(Notice(level="WARNING", text="a")) == Text("WARNING a")
+    assert running.tell(Notice(level="ERROR", text="a")) == Text("ERROR   a")
+
+
+def test_gadgetron_is_told_errors_only_and_in_its_own_form() -> None:
+    running = session(ConfigText('<configuration><property name="peer" value="gadgetron"/></configuration>'))
+    assert running.tell(Notice(level="INFO", text="a")) is None
+    assert running.tell(Notice(level="WARNING", text="a")) is None
+    assert running.tell(Notice(level="ERROR", text="a")) == Error("a")
