@@ -179,7 +179,7 @@ class Measurement:
     scale: float
     noise_level: float | None
     prewhitened_by: Literal["noise readouts", "corners", "none"]
-    coils_acquired: int
+    unmix: torch.Tensor
     axes: Literal["yx", "zy"]
 
     def __post_init__(self) -> None:

@@ -25,7 +25,7 @@ from inrecon.events import FallBack, observe
 from inrecon.frame import CoilMaps, Frame, Measurement, RawFrame, Reconstruction, Request, Series
 from inrecon.hyperparams import HyperparameterFiles, Resolved
 from inrecon.image import to_image
-from inrecon.methods import CGSense, Method
+from inrecon.methods import BilevelINR, CGSense, Method
 from inrecon.operators import CartesianSense
 
 
@@ -87,7 +87,9 @@ def _solve(measurement: Measurement, index: int, *, method: Method, clock: _Stop
         frame = Frame(kspace=operator.arrange(kspace / scale), operator=operator, maps=maps, noise_level=noise_level)
         reconstruction, fallback = _fit_or_fall_back(method, frame)
         _synchronise(kspace.device)
-    image = reconstruction.image * (scale * measurement.scale)
+    # In the intensity of the coils as acquired: whether noise readouts came must not change an image's shading.
+    intensity = torch.linalg.vector_norm(torch.einsum("av,vrc->arc", measurement.unmix, maps.csm), dim=0)
+    image = reconstruction.image * intensity * (scale * measurement.scale)
     return _Solved(image=image, reconstruction=reconstruction, maps=maps, fallback=fallback)
 
 
@@ -139,7 +141,7 @@ def _report(
         "sources": resolved.sources,
         "device": device,
         "backend": fits[0].backend,
-        "coils_acquired": measurement.coils_acquired,
+        "coils_acquired": raw.coils,
         "coils": measurement.kspace.shape[1],
         "acceleration": round(raw.protocol.acceleration, 3),
         "prewhitened_by": measurement.prewhitened_by,
@@ -191,3 +193,15 @@ def choose_device(name: str) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise UnknownName("device 'cuda' was asked for, but torch sees no CUDA GPU; 'inrecon doctor' says more")
     return name
+
+
+def warm_up(device: str) -> None:
+    """Fit a toy frame, so that no scan waits for the device and its kernels to be loaded."""
+    shape = (16, 16)
+    csm = torch.ones(1, *shape, dtype=torch.complex64, device=device)
+    support = torch.ones(shape, dtype=torch.bool, device=device)
+    operator = CartesianSense(csm, support)
+    kspace = operator.forward(csm[0])
+    maps = CoilMaps(csm=csm, support=support, estimated_by="espirit")
+    BilevelINR(iterations=2, levels=2).fit(Frame(kspace=kspace, operator=operator, maps=maps, noise_level=None))
+    _synchronise(kspace.device)

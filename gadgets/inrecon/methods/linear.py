@@ -26,7 +26,7 @@ class ZeroFilled(Method):
 class CGSense(Method):
     """argmin |A x - y|^2 + regularisation |x|^2 by conjugate gradients (Pruessmann et al. 2001)."""
 
-    regularisation: float = bounded(1e-3, low=0.0, high=1e3)
+    regularisation: float = bounded(1e-2, low=0.0, high=1e3)
     iterations: int = bounded(30, low=1, high=1000)
 
     def fit(self, frame: Frame) -> Reconstruction:

@@ -50,8 +50,7 @@ def build_network(
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> torch.nn.Linear:
-    """A linear layer without bias; initial weights uniform as torch draws them, but from our generator."""
+    """A linear layer without bias, drawn as tinycudann draws its own (Glorot and Bengio 2010, uniform)."""
     layer = torch.nn.Linear(inputs, outputs, bias=False)
-    with torch.no_grad():
-        layer.weight.uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator)
+    torch.nn.init.xavier_uniform_(layer.weight, generator=generator)
     return layer

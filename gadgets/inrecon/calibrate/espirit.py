@@ -1,0 +1,145 @@
+"""ESPIRiT: coil sensitivities as eigenvectors of the calibration data's own consistency condition.
+
+Uecker et al., "ESPIRiT - an eigenvalue approach to autocalibrating parallel MRI", Magn Reson Med 71:990-1001 (2014).
+"""
+
+from __future__ import annotations
+
+import torch
+
+from inrecon.calibrate.fourier import fourier_matrix, image_on_grid
+from inrecon.errors import CalibrationFailed
+from inrecon.frame import CoilMaps
+
+_SMALLEST_BLOCK = 6
+_FEWEST_FOR_NOISE = 4
+_NOISE_EDGE = 1.75
+_BRIGHT = 0.15
+_POWER_ITERATIONS = 16
+
+
+def espirit(
+    calibration: torch.Tensor,
+    shape: tuple[int, int],
+    *,
+    kernel: int = 6,
+    singular_threshold: float = 0.015,
+    crop: float = 0.95,
+) -> CoilMaps:
+    """One set of ESPIRiT maps on an image grid of `shape` ``(rows, columns)``.
+
+    `calibration` ``(coils, rows, columns)`` complex, fully sampled, centred; its scale does not matter. `kernel` is
+    the width in samples of the k-space patches, along each axis at most a third of the block (a wide kernel on a block
+    of few lines sees too few patches). `singular_threshold` is the smallest singular value of the calibration matrix
+    that counts as signal, relative to the largest; where the block's own noise lies higher, the noise decides.
+
+    `crop` is the smallest eigenvalue (1 = fully consistent) inside the support. A tight support keeps SENSE well
+    conditioned, so it is near the tight end of what is in use; pixels that are bright at low resolution belong to
+    the support whatever their eigenvalue, because signal outside the support contradicts the data.
+
+    The phase of the maps is relative to the coil combination with the most energy: the image has the phase that
+    this combination sees, and the maps are smooth where it sees anything. Raises `CalibrationFailed` if the block is
+    too small, zero or not finite.
+    """
+    block, widths = _checked(calibration, kernel)
+    low_resolution = image_on_grid(block * _hann(block.shape[1:], like=block), shape)
+    consistency = _consistency_matrices(_lag_kernels(block, widths, singular_threshold), shape)
+    csm, eigenvalue = _dominant_eigenpairs(consistency, low_resolution)
+    brightness = torch.linalg.vector_norm(low_resolution, dim=0)
+    support = (eigenvalue > crop) | (brightness > _BRIGHT * brightness.max())
+    csm = _with_phase_of(_principal_combination(block), csm)
+    return CoilMaps(csm=csm * support, support=support, estimated_by="espirit")
+
+
+def _checked(calibration: torch.Tensor, kernel: int) -> tuple[torch.Tensor, tuple[int, int]]:
+    """The block with largest magnitude 1, and the kernel widths ``(rows, columns)`` that suit its size."""
+    if calibration.ndim != 3 or 0 in calibration.shape:
+        raise CalibrationFailed(f"calibration must be (coils, rows, columns), not {tuple(calibration.shape)}")
+    rows, columns = calibration.shape[1:]
+    if min(rows, columns) < _SMALLEST_BLOCK:
+        raise CalibrationFailed(
+            f"a calibration block of {rows} x {columns} samples is too small:"
+            f" at least {_SMALLEST_BLOCK} x {_SMALLEST_BLOCK} are needed"
+        )
+    largest = float(calibration.abs().max())
+    if not 0 < largest < float("inf"):
+        raise CalibrationFailed(f"the calibration block is zero or not finite: its largest magnitude is {largest}")
+    return calibration.to(torch.complex64) / largest, (min(kernel, rows // 3), min(kernel, columns // 3))
+
+
+def _lag_kernels(block: torch.Tensor, widths: tuple[int, int], threshold: float) -> torch.Tensor:
+    """Consistency condition as convolution kernels ``(row lags, column lags, coils, coils)`` over k-space.
+
+    Patches of k-space lie in the row space of the calibration matrix, so projecting onto it changes none of them:
+    averaging the projected patches gives the condition ``k_c(n) = sum_d sum_l h_cd(l) k_d(n + l)``, Eqs. (8)-(11). The
+    kernels are collected over lags before any Fourier transform, instead of one image-sized transform per kernel.
+    """
+    coils, (height, width) = block.shape[0], widths
+    patches = block.unfold(1, height, 1).unfold(2, width, 1).permute(1, 2, 0, 3, 4).reshape(-1, coils * height * width)
+    squared, vectors = torch.linalg.eigh(patches.mT @ patches.conj())
+    smallest = max(threshold, _noise_floor(squared, coils, len(patches)))
+    signal = vectors[:, squared > smallest**2 * squared[-1]]
+    projector = (signal @ signal.mH).reshape(coils, height, width, coils, height, width) / (height * width)
+    lags = block.new_zeros(2 * height - 1, 2 * width - 1, coils, coils)
+    for row in range(height):
+        for column in range(width):
+            rows = slice(height - 1 - row, 2 * height - 1 - row)
+            columns = slice(width - 1 - column, 2 * width - 1 - column)
+            lags[rows, columns] += projector[:, row, column].permute(2, 3, 0, 1)
+    return lags
+
+
+def _noise_floor(squared: torch.Tensor, coils: int, patches: int) -> float:
+    """Relative singular value below which a vector is more noise than signal, from the ascending `squared` ones.
+
+    The signal of smooth coils fills about ``1 / coils`` of the space, so with a few coils the median is one of noise.
+    """
+    if coils < _FEWEST_FOR_NOISE:
+        return 0.0
+    spectrum = squared[-patches:].clamp_min(0)
+    return _NOISE_EDGE * float((spectrum[len(spectrum) // 2] / spectrum[-1]).sqrt())
+
+
+def _consistency_matrices(lags: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """Fourier transform of the lag kernels: Hermitian ``(rows, columns, coils, coils)``, one matrix a pixel, Eq. (15)."""
+    height, width, coils, _ = lags.shape
+    rows, columns = (fourier_matrix(size, n, sign=-1, like=lags) for size, n in zip((height, width), shape, strict=True))
+    return (rows @ (columns @ lags.reshape(height, width, -1)).reshape(height, -1)).reshape(*shape, coils, coils)
+
+
+def _dominant_eigenpairs(matrices: torch.Tensor, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Largest eigenvalue ``(rows, columns)`` of each matrix and its unit eigenvector ``(coils, rows, columns)``.
+
+    Power iteration with the eighth power of the matrices, which lie between 0 and 1, from the low-resolution coil
+    images: these are eigenvectors already where object and sensitivities are smooth.
+    """
+    squared = matrices @ matrices
+    fourth = squared @ squared
+    eighth = fourth @ fourth
+    vector = start.permute(1, 2, 0).unsqueeze(-1)
+    for _ in range(_POWER_ITERATIONS):
+        vector = eighth @ vector
+        vector = vector / torch.linalg.vector_norm(vector, dim=-2, keepdim=True).clamp_min(1e-30)
+    eigenvalue = (vector.mH @ (matrices @ vector)).real[..., 0, 0]
+    return vector.squeeze(-1).permute(2, 0, 1), eigenvalue
+
+
+def _hann(shape: torch.Size, *, like: torch.Tensor) -> torch.Tensor:
+    """Separable window ``(rows, columns)`` that falls to zero just outside a block of `shape`."""
+    rows, columns = (
+        torch.hann_window(n + 2, periodic=False, dtype=like.real.dtype, device=like.device)[1:-1] for n in shape
+    )
+    return rows[:, None] * columns
+
+
+def _principal_combination(block: torch.Tensor) -> torch.Tensor:
+    """Unit weights ``(coils,)`` of the coil combination with the most energy, its largest weight real."""
+    samples = block.flatten(1)
+    weights = torch.linalg.eigh(samples @ samples.mH).eigenvectors[:, -1]
+    largest = weights[weights.abs().argmax()]
+    return weights * (largest.conj() / largest.abs())
+
+
+def _with_phase_of(weights: torch.Tensor, csm: torch.Tensor) -> torch.Tensor:
+    """`csm` turned pixel by pixel so that its combination by conjugate `weights` is real and positive."""
+    return csm * torch.exp(-1j * torch.einsum("c,crk->rk", weights.conj(), csm).angle())

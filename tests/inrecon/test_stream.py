@@ -1,0 +1,219 @@
+"""From readouts to image through all rooms, on every device there is."""
+
+import ismrmrd
+import numpy as np
+import pytest
+import torch
+
+from inrecon.acquire import Accumulator, parse_header
+from inrecon.errors import UnknownName
+from inrecon.events import Event, FallBack, listening
+from inrecon.frame import Geometry, Key, Protocol, RawFrame, Readouts, Request, Series
+from inrecon.hyperparams import HyperparameterFiles
+from inrecon.methods import BilevelINR
+from inrecon.methods.method import InvalidHyperparameter
+from inrecon.quality import psnr
+from inrecon.simulate import SimulatedScan, simulate_scan
+from inrecon.stream import Result, choose_device, reconstruct
+
+QUICK = {"iterations": 60, "levels": 10, "log2_table_size": 14, "width": 32}
+
+
+@pytest.fixture(scope="module")
+def hyperparameters() -> HyperparameterFiles:
+    return HyperparameterFiles.load()
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> str:
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA GPU")
+    name: str = request.param
+    return name
+
+
+def raw_frames(scan: SimulatedScan) -> list[RawFrame]:
+    accumulator = Accumulator(parse_header(scan.header))
+    return [raw for acquisition in scan.acquisitions for raw in accumulator.add(acquisition)] + accumulator.finish()
+
+
+def images_of(
+    scan: SimulatedScan, request: Request, hyperparameters: HyperparameterFiles, device: str = "cpu"
+) -> list[Result]:
+    series, results = Series(), []
+    for raw in raw_frames(scan):
+        results.append(reconstruct(raw, request=request, hyperparameters=hyperparameters, device=device, series=series))
+        series = results[-1].series
+    return results
+
+
+def quality(result: Result, scan: SimulatedScan, index: int = 0) -> float:
+    return psnr(result.images[0].data[0, 0], scan.reference[index], scan.support[index])
+
+
+@pytest.fixture(scope="module")
+def scan() -> SimulatedScan:
+    return simulate_scan(shape=(64, 56), coils=6, acceleration=3, acs=16, seed=1)
+
+
+def test_each_method_is_worth_its_name(scan: SimulatedScan, hyperparameters: HyperparameterFiles, device: str) -> None:
+    requests = [
+        Request(method="zero_filled", dtype="float"),
+        Request(method="cg_sense", dtype="float"),
+        Request(dtype="float", overrides=QUICK | {"iterations": 400}),
+    ]
+    figures = [quality(images_of(scan, request, hyperparameters, device)[0], scan) for request in requests]
+    assert figures == sorted(figures)
+
+
+def test_the_devices_agree(scan: SimulatedScan, hyperparameters: HyperparameterFiles, device: str) -> None:
+    request = Request(method="cg_sense", dtype="complex")
+    here = images_of(scan, request, hyperparameters, device)[0].images[0].data
+    there = images_of(scan, request, hyperparameters)[0].images[0].data
+    assert np.abs(here - there).max() < 1e-3 * np.abs(there).max()
+
+
+def test_the_same_scan_gives_the_same_bits(scan: SimulatedScan, hyperparameters: HyperparameterFiles) -> None:
+    request = Request(dtype="complex", overrides=QUICK)
+    first, second = (images_of(scan, request, hyperparameters)[0].images[0] for _ in range(2))
+    assert np.array_equal(first.data, second.data)
+
+
+def test_every_slice_of_every_repetition_comes_out_in_recon_space(hyperparameters: HyperparameterFiles) -> None:
+    scan = simulate_scan(shape=(48, 40), coils=4, acceleration=2, acs=12, slices=2, repetitions=2, oversampling=True)
+    results = images_of(scan, Request(method="cg_sense"), hyperparameters)
+    assert [result.images[0].data.shape for result in results] == [(1, 1, 48, 40)] * 4
+    assert [(r.images[0].repetition, r.images[0].slice) for r in results] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [result.images[0].image_index for result in results] == [1, 2, 3, 4]
+    assert {result.images[0].image_series_index for result in results} == {1}
+    for index, result in enumerate(results):
+        assert quality(result, scan, index) > 20
+
+
+def test_partial_fourier_lands_where_it_belongs(hyperparameters: HyperparameterFiles) -> None:
+    full = simulate_scan(shape=(48, 48), coils=4, acceleration=1, acs=16, pattern="full")
+    partial = simulate_scan(shape=(48, 48), coils=4, acceleration=1, acs=16, pattern="full", partial_fourier=0.75)
+    request = Request(method="cg_sense", dtype="float")
+    assert quality(images_of(full, request, hyperparameters)[0], full) > 30
+    assert quality(images_of(partial, request, hyperparameters)[0], partial) > 22
+
+
+def test_provenance_is_in_report_and_meta(scan: SimulatedScan, hyperparameters: HyperparameterFiles) -> None:
+    result = images_of(scan, Request(overrides=QUICK), hyperparameters)[0]
+    (report,) = result.reports
+    assert report["method"] == "bilevel_inr"
+    assert report["entry"] == "default"
+    assert report["hyperparameters"]["iterations"] == 60
+    assert report["sources"]["iterations"] == "request"
+    assert report["iterations"] == 60
+    assert report["fallback"] is None
+    assert report["prewhitened_by"] == "noise readouts"
+    assert report["coil_maps_by"] == "espirit"
+    assert report["training_loss"] > 0
+    assert report["validation_loss"] > 0
+    assert {"condition", "calibrate", "fit", "image"} <= set(report["seconds"])
+    meta = ismrmrd.Meta.deserialize(result.images[0].attribute_string)
+    assert meta["inrecon_method"] == "bilevel_inr"
+    assert meta["inrecon_entry_sha256"] == report["entry_sha256"]
+    assert meta["inrecon_hyperparameter_iterations"] == "60 (request)"
+    assert "inrecon_fallback" not in meta
+
+
+def test_a_diverged_fit_gives_cg_sense_marked_as_such(
+    scan: SimulatedScan, hyperparameters: HyperparameterFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from inrecon.errors import FitDiverged
+
+    def diverge(self: BilevelINR, frame: object) -> None:
+        raise FitDiverged("bilevel_inr diverged: tested here")
+
+    expected = images_of(scan, Request(method="cg_sense", dtype="float"), hyperparameters)[0]
+    monkeypatch.setattr(BilevelINR, "fit", diverge)
+    heard: list[Event] = []
+    with listening(heard.append):
+        result = images_of(scan, Request(dtype="float"), hyperparameters)[0]
+    assert np.array_equal(result.images[0].data, expected.images[0].data)
+    assert result.reports[0]["fallback"] == "bilevel_inr diverged: tested here"
+    assert ismrmrd.Meta.deserialize(result.images[0].attribute_string)["inrecon_fallback"]
+    assert [event.room for event in heard if isinstance(event, FallBack)] == ["fit"]
+
+
+def test_a_scan_without_calibration_lines_still_gives_an_image(hyperparameters: HyperparameterFiles) -> None:
+    scan = simulate_scan(shape=(48, 48), coils=4, acceleration=2, acs=0, seed=2)
+    heard: list[Event] = []
+    with listening(heard.append):
+        result = images_of(scan, Request(method="cg_sense", dtype="float"), hyperparameters)[0]
+    assert [event.room for event in heard if isinstance(event, FallBack)] == ["calibrate"]
+    assert result.reports[0]["coil_maps_by"] == "smooth sum of squares"
+    assert np.isfinite(result.images[0].data).all()
+    assert result.images[0].data.any()
+
+
+def test_a_wrong_override_is_refused(scan: SimulatedScan, hyperparameters: HyperparameterFiles) -> None:
+    with pytest.raises(InvalidHyperparameter, match="iterations"):
+        images_of(scan, Request(overrides={"iterations": 0}), hyperparameters)
+
+
+def test_devices_by_name() -> None:
+    assert choose_device("cpu") == "cpu"
+    assert choose_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(UnknownName, match="known are auto, cpu, cuda"):
+        choose_device("tpu")
+
+
+def centred_fft(array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    return np.fft.fftshift(np.fft.fftn(np.fft.ifftshift(array, axes), axes=axes, norm="ortho"), axes)
+
+
+def volume_frame(object_: np.ndarray, mask: np.ndarray, *, coils: int = 4) -> RawFrame:
+    """A 3-D scan of `object_` (z, y, x) with fully sampled readout and the phase encoding `mask` (z, y)."""
+    z, y, x = object_.shape
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in object_.shape), indexing="ij"))
+    angle = 2 * np.pi * np.arange(coils)[:, None, None, None] / coils
+    csm = np.exp(-(((grid[1] - np.cos(angle)) ** 2) + (grid[2] - np.sin(angle)) ** 2 + 0.3 * grid[0] * np.cos(angle)))
+    kspace = centred_fft(csm * np.exp(1j * angle) * object_, (1, 2, 3))
+    lines = np.argwhere(mask)
+    rng = np.random.default_rng(0)
+    readouts = kspace[:, lines[:, 0], lines[:, 1]]
+    readouts = readouts + 1e-3 * (rng.standard_normal(readouts.shape) + 1j * rng.standard_normal(readouts.shape))
+    return RawFrame(
+        imaging=Readouts(
+            kspace=readouts.astype(np.complex64), lines=lines, acquired=np.ones((len(lines), x), dtype=bool)
+        ),
+        calibration=None,
+        noise=None,
+        sample_time_us=5.0,
+        key=Key(),
+        geometry=Geometry(
+            encoded_matrix=(x, y, z), encoded_fov_mm=(x, y, z), recon_matrix=(x, y, z), recon_fov_mm=(x, y, z)
+        ),
+        protocol=Protocol(
+            name=None,
+            sequence=None,
+            anatomy=None,
+            vendor=None,
+            field_strength_T=None,
+            trajectory="cartesian",
+            matrix=(y, x),
+            acceleration=mask.size / mask.sum(),
+            coils=coils,
+        ),
+        reference=bytes(ismrmrd.AcquisitionHeader()),
+    )
+
+
+def test_a_volume_with_two_phase_encodings_is_a_batch_of_slices_along_the_readout(
+    hyperparameters: HyperparameterFiles,
+) -> None:
+    z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in (16, 28, 10)), indexing="ij")
+    inside = (z / 0.8) ** 2 + (y / 0.7) ** 2 + (x / 0.9) ** 2 < 1
+    object_ = inside * (1 + 0.5 * np.sin(6 * y + 3 * x) + 0.4 * z)
+    mask = np.random.default_rng(1).random((16, 28)) < 0.6
+    mask[3:13, 8:20] = True
+    raw = volume_frame(object_, mask)
+    request = Request(method="cg_sense", dtype="float")
+    result = reconstruct(raw, request=request, hyperparameters=hyperparameters, device="cpu", series=Series())
+    volume = result.images[0].data[0]
+    assert volume.shape == (16, 28, 10)
+    for index in range(2, 8):
+        assert psnr(volume[:, :, index], object_[:, :, index], inside[:, :, index]) > 20
