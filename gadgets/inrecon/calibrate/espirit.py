@@ -101,9 +101,11 @@ def _noise_floor(squared: torch.Tensor, coils: int, patches: int) -> float:
 
 
 def _consistency_matrices(lags: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
-    """Fourier transform of the lag kernels: Hermitian ``(rows, columns, coils, coils)``, one matrix a pixel, Eq. (15)."""
+    """Fourier transform of the lag kernels: Hermitian ``(rows, columns, coils, coils)``, one a pixel, Eq. (15)."""
     height, width, coils, _ = lags.shape
-    rows, columns = (fourier_matrix(size, n, sign=-1, like=lags) for size, n in zip((height, width), shape, strict=True))
+    rows, columns = (
+        fourier_matrix(size, n, sign=-1, like=lags) for size, n in zip((height, width), shape, strict=True)
+    )
     return (rows @ (columns @ lags.reshape(height, width, -1)).reshape(height, -1)).reshape(*shape, coils, coils)
 
 
@@ -142,4 +144,5 @@ def _principal_combination(block: torch.Tensor) -> torch.Tensor:
 
 def _with_phase_of(weights: torch.Tensor, csm: torch.Tensor) -> torch.Tensor:
     """`csm` turned pixel by pixel so that its combination by conjugate `weights` is real and positive."""
-    return csm * torch.exp(-1j * torch.einsum("c,crk->rk", weights.conj(), csm).angle())
+    combined = torch.einsum("c,crk->rk", weights.conj(), csm)
+    return csm * torch.polar(torch.ones_like(combined.real), -combined.angle())

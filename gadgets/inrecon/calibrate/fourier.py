@@ -20,5 +20,7 @@ def fourier_matrix(samples: int, pixels: int, *, sign: int, like: torch.Tensor) 
 
 def image_on_grid(kspace: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     """Images ``(coils, *shape)`` of centred k-space blocks ``(coils, rows, columns)``, up to a constant factor."""
-    rows, columns = (fourier_matrix(n, pixels, sign=1, like=kspace) for n, pixels in zip(kspace.shape[1:], shape, strict=True))
+    rows, columns = (
+        fourier_matrix(n, pixels, sign=1, like=kspace) for n, pixels in zip(kspace.shape[1:], shape, strict=True)
+    )
     return rows @ (kspace @ columns.mT)

@@ -1,5 +1,5 @@
-"""From readouts as acquired to conditioned 2-D problems in torch."""
+"""From readouts as acquired to clean k-space: white noise, no oversampling, few coils, 2-D problems."""
 
-from inrecon.condition.measurement import condition
+from inrecon.condition.condition import condition
 
 __all__ = ["condition"]

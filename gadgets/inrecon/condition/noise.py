@@ -34,24 +34,21 @@ def whitening(raw: RawFrame) -> Whitening:
 
     By noise readouts, real and imaginary parts come out with standard deviation 1 for a single average, as Gadgetron
     has it (Kellman and McVeigh, Magn Reson Med 54:1439-1447, 2005), so `noise_level` is ``sqrt(2 / averages)``. By
-    corners, the matrix is scaled so that the data keep their units on average (the estimate changes from frame to
-    frame, the intensity of a series must not), and `noise_level` is an upper estimate, as the corners hold signal too.
+    corners it is an upper estimate, as the corners hold signal too.
     """
     if raw.noise is not None:
         covariance = _at_imaging_bandwidth(raw.noise, raw.sample_time_us)
         factor = _whitening_factor(covariance, samples=raw.noise.samples, source="the noise readouts")
         if factor is not None:
-            level = sqrt(2.0 / raw.average_count)
-            return Whitening(matrix=sqrt(2.0) * factor, noise_level=level, by="noise readouts")
-        observe(Warned(text="The noise readouts are all zero; noise is estimated from the corners of k-space."))
-    corners = _outermost_samples(raw.imaging)
+            return Whitening(matrix=sqrt(2) * factor, noise_level=sqrt(2 / raw.average_count), by="noise readouts")
+        observe(Warned(text="the noise readouts are all zero; noise is estimated from the corners of k-space"))
+    corners = _outermost_samples(raw.imaging, raw.geometry.encoded_matrix)
     covariance = corners @ corners.conj().T / corners.shape[1]
-    factor = _whitening_factor(covariance, samples=0, source="the corners of k-space")
+    factor = _whitening_factor(covariance, samples=None, source="the corners of k-space")
     if factor is None:
-        observe(Warned(text="The corners of k-space are zero: noise cannot be told, coils are not prewhitened."))
+        observe(Warned(text="the corners of k-space are zero: noise cannot be told, coils are not prewhitened"))
         return Whitening(matrix=np.eye(raw.coils, dtype=np.complex128), noise_level=None, by="none")
-    level = sqrt(float(np.trace(covariance).real) / len(factor))
-    return Whitening(matrix=level * factor, noise_level=level, by="corners")
+    return Whitening(matrix=sqrt(2) * factor, noise_level=sqrt(2), by="corners")
 
 
 def _at_imaging_bandwidth(noise: Noise, sample_time_us: float) -> NDArray[np.complex128]:
@@ -65,40 +62,47 @@ def _at_imaging_bandwidth(noise: Noise, sample_time_us: float) -> NDArray[np.com
 
 
 def _whitening_factor(
-    covariance: NDArray[np.complex128], *, samples: int, source: str
+    covariance: NDArray[np.complex128], *, samples: int | None, source: str
 ) -> NDArray[np.complex128] | None:
     """Inverse Cholesky factor ``(coils kept, coils)`` of `covariance`, or None if no coil has any noise.
 
     Worked out on the correlation matrix, so gains of the coils do not matter. With fewer `samples` than twice the
-    coils, or close to singular, correlations are shrunk by a tenth: the condition number is then below 10 coils.
+    coils, or close to singular, or with `samples` None for an estimate that holds signal, correlations are shrunk by a
+    tenth: the condition number is then at most ten times the number of coils.
     """
     variance = covariance.diagonal().real
-    alive = np.flatnonzero(variance > _DEAD * variance.max(initial=0.0))
+    alive = np.flatnonzero(variance > _DEAD * variance.max())
     if not len(alive):
         return None
     if len(alive) < len(variance):
         dead = len(variance) - len(alive)
-        observe(Warned(text=f"{dead} of {len(variance)} coils have no noise in {source} and are left out as dead."))
+        observe(Warned(text=f"{dead} of {len(variance)} coils have no noise in {source} and are left out as dead"))
     deviation = np.sqrt(variance[alive])
     correlation = covariance[np.ix_(alive, alive)] / np.outer(deviation, deviation)
-    from_noise_readouts = samples > 0
-    weak = samples < 2 * len(alive) or np.linalg.cond(correlation) > _WORST_CONDITION
-    if weak:
+    singular = samples is not None and (
+        samples < 2 * len(alive) or bool(np.linalg.cond(correlation) > _WORST_CONDITION)
+    )
+    if singular:
+        observe(Warned(text=f"the noise covariance of {samples} samples is close to singular and was regularised"))
+    if singular or samples is None:
         correlation = (1 - _SHRINKAGE) * correlation + _SHRINKAGE * np.eye(len(alive))
-    if weak and from_noise_readouts:
-        observe(Warned(text=f"The noise covariance of {samples} samples is close to singular; it was regularised."))
     factor = np.zeros((len(alive), len(variance)), dtype=np.complex128)
     factor[:, alive] = np.linalg.inv(np.linalg.cholesky(correlation)) / deviation
     return factor
 
 
-def _outermost_samples(readouts: Readouts) -> NDArray[np.complex128]:
-    """The acquired samples ``(coils, samples)`` at the largest k-space radius, at least 20 a coil if there are."""
-    coils, _, size = readouts.kspace.shape
-    radius = _relative(np.arange(size), size // 2)[None] ** 2
-    for axis in range(2):
-        lines = readouts.lines[:, axis]
-        radius = radius + _relative(lines, float(lines.max() + lines.min()) / 2)[:, None] ** 2
+def _outermost_samples(readouts: Readouts, matrix: tuple[int, int, int]) -> NDArray[np.complex128]:
+    """The acquired samples ``(coils, samples)`` at the largest k-space radius, at least 20 a coil if there are.
+
+    `matrix` is the encoded ``(x, y, z)``; the radius counts each encoded axis from 0 to 1.
+    """
+    coils = len(readouts.kspace)
+    x, y, z = matrix
+    radius = (
+        _from_centre(np.arange(x), x)[None]
+        + _from_centre(readouts.lines[:, 1], y)[:, None]
+        + _from_centre(readouts.lines[:, 0], z)[:, None]
+    )
     acquired = np.flatnonzero(readouts.acquired)
     count = min(len(acquired), max(_CORNER_SAMPLES * coils, round(_CORNER_FRACTION * len(acquired))))
     outermost = acquired[np.argpartition(radius.ravel()[acquired], -count)[-count:]]
@@ -106,7 +110,6 @@ def _outermost_samples(readouts: Readouts) -> NDArray[np.complex128]:
     return samples
 
 
-def _relative(position: NDArray[np.int64], centre: float) -> NDArray[np.float64]:
-    """Distance from `centre` over the largest one; zero for an axis that is not encoded."""
-    distance = np.abs(position - centre)
-    return distance / max(float(distance.max()), 1.0)
+def _from_centre(position: NDArray[np.int64], size: int) -> NDArray[np.float64]:
+    """Squared distance from the centre of k-space, 1 at its edge."""
+    return ((position - size // 2) / max(size / 2, 1)) ** 2
