@@ -137,7 +137,7 @@ def _hann(shape: torch.Size, *, like: torch.Tensor) -> torch.Tensor:
 def _principal_combination(block: torch.Tensor) -> torch.Tensor:
     """Unit weights ``(coils,)`` of the coil combination with the most energy, its largest weight real."""
     samples = block.flatten(1)
-    weights = torch.linalg.eigh(samples @ samples.mH).eigenvectors[:, -1]
+    weights: torch.Tensor = torch.linalg.eigh(samples @ samples.mH).eigenvectors[:, -1]
     largest = weights[weights.abs().argmax()]
     return weights * (largest.conj() / largest.abs())
 

@@ -50,4 +50,5 @@ def _hann(sampled: torch.Tensor) -> torch.Tensor:
     missing = distance[~sampled]
     reach = int(missing.min()) if len(missing) else _WIDEST
     half_width = min(max(reach, _NARROWEST), _WIDEST)
-    return torch.cos(distance.clamp_max(half_width) * (torch.pi / 2 / half_width)) ** 2
+    window = torch.cos(distance * (torch.pi / 2 / half_width)) ** 2
+    return window * (distance < half_width)

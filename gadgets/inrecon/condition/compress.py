@@ -14,4 +14,5 @@ def compression_matrix(kspace: torch.Tensor, *, energy: float, most: int) -> tor
     values, vectors = torch.linalg.eigh(samples @ samples.mH)
     kept = values.flip(0).clamp_min(0).cumsum(0) / values.clamp_min(0).sum().clamp_min(1e-300)
     count = min(int((kept < energy).sum()) + 1, most, len(values))
-    return vectors.flip(1)[:, :count].mH.to(torch.complex64).contiguous()
+    components: torch.Tensor = vectors.flip(1)[:, :count].mH
+    return components.to(torch.complex64).contiguous()

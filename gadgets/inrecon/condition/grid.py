@@ -105,8 +105,10 @@ def _crop(image: torch.Tensor, x: int) -> torch.Tensor:
 
 def _ifft(kspace: torch.Tensor) -> torch.Tensor:
     """Centred unitary transform of the last axis."""
-    return torch.fft.fftshift(torch.fft.ifft(torch.fft.ifftshift(kspace, dim=-1), norm="ortho"), dim=-1)
+    image: torch.Tensor = torch.fft.ifft(torch.fft.ifftshift(kspace, dim=-1), norm="ortho")
+    return torch.fft.fftshift(image, dim=-1)
 
 
 def _fft(image: torch.Tensor) -> torch.Tensor:
-    return torch.fft.fftshift(torch.fft.fft(torch.fft.ifftshift(image, dim=-1), norm="ortho"), dim=-1)
+    kspace: torch.Tensor = torch.fft.fft(torch.fft.ifftshift(image, dim=-1), norm="ortho")
+    return torch.fft.fftshift(kspace, dim=-1)

@@ -182,4 +182,5 @@ def _csr(starts: torch.Tensor, columns: torch.Tensor, values: torch.Tensor, shap
     with warnings.catch_warnings():
         # torch calls CSR a beta feature once a process; the product and its gradient are tested here.
         warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta", category=UserWarning)
-        return torch.sparse_csr_tensor(starts, columns, values, shape, check_invariants=False)
+        # 32-bit indices are what the sparse libraries take: others would be converted in every product.
+        return torch.sparse_csr_tensor(starts.int(), columns.int(), values, shape, check_invariants=False)
