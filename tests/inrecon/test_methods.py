@@ -13,7 +13,16 @@ from inrecon.methods.bilevel_inr import held_out_samples
 from inrecon.methods.method import InvalidHyperparameter
 from inrecon.testing import MethodConformance, relative_error, simulated_frame
 
-QUICK = BilevelINR(iterations=60, levels=8, log2_table_size=12, base_resolution=4, width=16)
+QUICK = BilevelINR(
+    iterations=60,
+    levels=8,
+    log2_table_size=12,
+    base_resolution=4,
+    width=16,
+    sample_dropout=0.0,
+    pixel_shift=0.0,
+    closing_weight=0.0,
+)
 
 
 class TestBilevelINR(MethodConformance):

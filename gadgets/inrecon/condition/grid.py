@@ -105,10 +105,12 @@ def _crop(image: torch.Tensor, x: int) -> torch.Tensor:
 
 def _ifft(kspace: torch.Tensor) -> torch.Tensor:
     """Centred unitary transform of the last axis."""
-    image: torch.Tensor = torch.fft.ifft(torch.fft.ifftshift(kspace, dim=-1), norm="ortho")
-    return torch.fft.fftshift(image, dim=-1)
+    image = torch.fft.ifft(torch.fft.ifftshift(kspace, dim=-1), norm="ortho")
+    centred: torch.Tensor = torch.fft.fftshift(image, dim=-1)
+    return centred
 
 
 def _fft(image: torch.Tensor) -> torch.Tensor:
-    kspace: torch.Tensor = torch.fft.fft(torch.fft.ifftshift(image, dim=-1), norm="ortho")
-    return torch.fft.fftshift(kspace, dim=-1)
+    kspace = torch.fft.fft(torch.fft.ifftshift(image, dim=-1), norm="ortho")
+    centred: torch.Tensor = torch.fft.fftshift(kspace, dim=-1)
+    return centred

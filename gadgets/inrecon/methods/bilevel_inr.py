@@ -57,11 +57,11 @@ class BilevelINR(Method):
     width: int = bounded(64, low=1, high=1024)
     iterations: int = bounded(500, low=1, high=100_000)
     image_averaging: float = bounded(0.97, low=0.0, high=0.9999)
-    pixel_shift: float = bounded(0.0, low=0.0, high=0.5)
-    sample_dropout: float = bounded(0.0, low=0.0, high=0.9)
+    pixel_shift: float = bounded(0.25, low=0.0, high=0.5)
+    sample_dropout: float = bounded(0.25, low=0.0, high=0.9)
     held_out: float = bounded(0.02, low=0.0, high=0.5)
     patience: int = bounded(0, low=0, high=1000)
-    closing_weight: float = bounded(0.0, low=0.0, high=100.0)
+    closing_weight: float = bounded(0.1, low=0.0, high=100.0)
     seed: int = bounded(0, low=0, high=2**31 - 1)
 
     def fit(self, frame: Frame) -> Reconstruction:
