@@ -278,5 +278,5 @@ def test_compression_keeps_the_asked_for_energy_and_noise_white() -> None:
 
 
 def test_a_frame_of_zeros_is_refused() -> None:
-    with pytest.raises(InvalidFrame, match="all samples of the frame are zero"):
+    with pytest.raises(InvalidFrame, match="samples are all zero"):
         condition(raw_frame(np.zeros((2, 8, 8)), all_lines(8), y=8), device="cpu")

@@ -15,22 +15,22 @@ def condition(raw: RawFrame, *, device: torch.device | str, energy: float = 0.99
     """Prewhiten, remove readout oversampling, cut a 3-D scan into 2-D problems, compress the coils, scale.
 
     Noise is whitened by the scan's noise readouts, or by the outermost samples of the data where there are none; the
-    same matrices go to calibration readouts of their own. The virtual coils
-    (Huang et al. 2008) that keep `energy` of the calibration data's energy stay, at most `max_coils`. Raises
-    `InvalidFrame` if all k-space is zero.
+    same matrices go to calibration readouts of their own. The virtual coils (Huang et al. 2008) that keep `energy` of
+    the calibration data's energy stay, at most `max_coils`. Where calibration readouts of their own make no block, the
+    imaging readouts are searched for one. Raises `InvalidFrame` if all k-space is zero.
     """
     imaging = gridded(raw.imaging, raw.geometry, device=device)
-    calibration = imaging if raw.calibration is None else gridded(raw.calibration, raw.geometry, device=device)
     white = whitening(raw)
     matrix = torch.from_numpy(white.matrix).to(torch.complex64).to(device)
-    block = centre_block(calibration)
+    block = None if raw.calibration is None else centre_block(gridded(raw.calibration, raw.geometry, device=device))
+    block = block or centre_block(imaging)
     source = imaging if block is None else block
     compression = compression_matrix(source.mixed(matrix).kspace, energy=energy, most=max_coils)
     mixing = compression @ matrix
     kspace = imaging.mixed(mixing)
     scale = float(kspace.kspace.abs().max())
-    if scale == 0:
-        raise InvalidFrame("all samples of the frame are zero")
+    if not 0 < scale < float("inf"):
+        raise InvalidFrame(f"the frame's samples are all zero, or overflow: the largest magnitude is {scale}")
     return Measurement(
         kspace=kspace.kspace / scale,
         mask=kspace.mask,

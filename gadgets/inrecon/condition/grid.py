@@ -33,7 +33,7 @@ def gridded(readouts: Readouts, geometry: Geometry, *, device: torch.device | st
     The readout is cropped to the recon field of view in image space; a 3-D scan's stays there.
     """
     encoded_x, y, z = geometry.encoded_matrix
-    x = round(encoded_x * min(1.0, geometry.recon_fov_mm[0] / geometry.encoded_fov_mm[0]))
+    x = max(1, round(encoded_x * min(1.0, geometry.recon_fov_mm[0] / geometry.encoded_fov_mm[0])))
     kspace = torch.from_numpy(readouts.kspace).to(device)
     acquired = torch.from_numpy(readouts.acquired).to(device)
     lines = torch.from_numpy(readouts.lines).to(device)
