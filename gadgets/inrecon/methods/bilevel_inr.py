@@ -56,7 +56,7 @@ class BilevelINR(Method):
     hidden_layers: int = bounded(2, low=0, high=16)
     width: int = bounded(64, low=1, high=1024)
     iterations: int = bounded(500, low=1, high=100_000)
-    image_averaging: float = bounded(0.97, low=0.0, high=0.9999)
+    image_averaging: float = bounded(0.93, low=0.0, high=0.9999)
     pixel_shift: float = bounded(0.25, low=0.0, high=0.5)
     sample_dropout: float = bounded(0.25, low=0.0, high=0.9)
     held_out: float = bounded(0.02, low=0.0, high=0.5)
