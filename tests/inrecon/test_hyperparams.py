@@ -627,8 +627,8 @@ def test_every_shipped_entry_gives_a_method_for_every_preset(shipped: Hyperparam
 
 BRAIN = {"anatomy": "HEAD", "matrix": (256, 256), "coils": 16}
 SCANS = [
-    ({**BRAIN, "sequence": "bSSFP", "acceleration": 4.6}, "brain_bssfp_3t_r6", 2.6e-4),
-    ({**BRAIN, "sequence": "TrueFISP", "acceleration": 6.2}, "brain_bssfp_3t_r8", 3.6e-3),
+    ({**BRAIN, "sequence": "bSSFP", "acceleration": 4.6}, "brain_bssfp_3t", 2.6e-4),
+    ({**BRAIN, "sequence": "TrueFISP", "acceleration": 6.2}, "brain_bssfp_3t", 2.6e-4),
     ({**BRAIN, "sequence": "TurboSpinEcho"}, "brain_t2w_tse_3t", 1.2e-5),
     (
         {"sequence": "SSFP", "anatomy": "heart", "field_strength_T": 0.55, "matrix": (272, 294), "coils": 15},
