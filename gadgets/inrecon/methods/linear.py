@@ -24,21 +24,35 @@ class ZeroFilled(Method):
 @methods.register("cg_sense")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CGSense(Method):
-    """argmin |A x - y|^2 + regularisation |x|^2 by conjugate gradients (Pruessmann et al. 2001)."""
+    """argmin |A x - y|^2 + weight |x|^2 by conjugate gradients (Pruessmann et al. 2001).
 
-    regularisation: float = bounded(1e-2, low=0.0, high=1e3)
-    iterations: int = bounded(30, low=1, high=1000)
+    The weight is `regularisation`, for what coil maps leave unexplained, plus `noise_factor` times noise variance over
+    signal power, where the noise level is known: near the best value, chosen against the reference, of real brain
+    scans from low to high noise (a factor of 300 in variance).
+    """
+
+    regularisation: float = bounded(1e-3, low=0.0, high=1e3)
+    noise_factor: float = bounded(5.0, low=0.0, high=1e3)
+    iterations: int = bounded(50, low=1, high=1000)
 
     def fit(self, frame: Frame) -> Reconstruction:
         """At most `iterations` steps from zero."""
         image, done = conjugate_gradient(
             frame.operator.gram,
             frame.operator.adjoint(frame.kspace),
-            weight=self.regularisation,
+            weight=self._weight(frame),
             iterations=self.iterations,
         )
         stopped_by = "iterations" if done == self.iterations else "converged"
         return Reconstruction(image=image, iterations=done, stopped_by=stopped_by)
+
+    def _weight(self, frame: Frame) -> float:
+        """The Tikhonov weight; the signal's mean power a pixel is the energy of k-space over the support."""
+        energy = float(torch.linalg.vector_norm(frame.kspace)) ** 2
+        if frame.noise_level is None or energy == 0:
+            return self.regularisation
+        power = energy / max(int(frame.maps.support.sum()), 1)
+        return self.regularisation + self.noise_factor * frame.noise_level**2 / power
 
 
 def data_consistent(frame: Frame, *, prior: torch.Tensor, weight: float, iterations: int) -> torch.Tensor:
