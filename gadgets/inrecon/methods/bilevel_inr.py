@@ -14,7 +14,7 @@ from inrecon.events import FitFinished, FitProgressed, observe
 from inrecon.frame import Frame, Reconstruction
 from inrecon.methods.linear import data_consistent
 from inrecon.methods.method import Method, bounded, methods, tunable
-from inrecon.methods.network import ImageNetwork, build_network
+from inrecon.methods.network import Grid, ImageNetwork, build_network
 from inrecon.operators import CartesianSense, displace_image
 from inrecon.operators.cartesian import Offset
 
@@ -129,15 +129,14 @@ class _Fit:
             for d in method.offsets()
         ]
         generator = torch.Generator().manual_seed(method.seed)
+        region = _dilated(frame.maps.support)
         self.network: ImageNetwork = build_network(
-            frame.operator.domain_shape,
+            [Grid(region=region, offset=view.offset) for view in self.views],
             encoder=method.encoder,
             settings=method.encoder_settings(),
             hidden_layers=method.hidden_layers,
             width=method.width,
-            offsets=method.offsets(),
             generator=generator,
-            device=frame.kspace.device,
         )
         self.optimizer = torch.optim.Adam(
             [
@@ -241,6 +240,11 @@ def held_out_samples(frame: Frame, fraction: float, *, seed: int) -> torch.Tenso
     shape = frame.operator.range_shape
     drawn = torch.rand(shape, generator=torch.Generator().manual_seed(seed)).to(frame.kspace.device)
     return frame.operator.sampled & (drawn < fraction)
+
+
+def _dilated(support: torch.Tensor) -> torch.Tensor:
+    """`support` and two pixels around it: further out the coil maps are zero and the image has no part in the data."""
+    return torch.nn.functional.max_pool2d(support[None].float(), 5, stride=1, padding=2)[0].bool()
 
 
 class _Best:

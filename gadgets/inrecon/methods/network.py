@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -9,36 +10,45 @@ import torch
 from inrecon.encoders import Encoder, EncoderSettings, encoders, pixel_centres
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Where a network is evaluated: pixels of `region` ``(rows, columns)`` bool, their centres moved by `offset`."""
+
+    region: torch.Tensor
+    offset: tuple[float, float]
+
+
 class ImageNetwork(torch.nn.Module):
     """x = MLP(encoder(r)): two outputs, real and imaginary part."""
 
-    def __init__(self, shape: tuple[int, ...], encoder: Encoder, mlp: torch.nn.Sequential) -> None:
+    def __init__(self, grids: Sequence[Grid], encoder: Encoder, mlp: torch.nn.Sequential) -> None:
         super().__init__()
-        self.shape = shape
+        self._pixels = [grid.region.flatten().nonzero()[:, 0] for grid in grids]
+        self._shape = grids[0].region.shape
         self.encoder = encoder
         self.mlp = mlp
 
     def forward(self, which: int = 0) -> torch.Tensor:
-        """The image at point set number `which`, complex64 of `shape`."""
-        return torch.view_as_complex(self.mlp(self.encoder(which))).view(self.shape)
+        """The image on grid number `which`, ``(rows, columns)`` complex64, zero outside its region."""
+        values = torch.view_as_complex(self.mlp(self.encoder(which)))
+        return values.new_zeros(self._shape.numel()).index_copy(0, self._pixels[which], values).view(self._shape)
 
 
 def build_network(
-    shape: tuple[int, ...],
+    grids: Sequence[Grid],
     *,
     encoder: str,
     settings: EncoderSettings,
     hidden_layers: int,
     width: int,
-    offsets: Sequence[tuple[float, ...]],
     generator: torch.Generator,
-    device: torch.device,
 ) -> ImageNetwork:
-    """A network for the pixel centres of `shape` moved by each of `offsets` (pixels).
+    """A network for each of `grids`, one set of parameters for all.
 
     `hidden_layers` of `width` ReLU neurons without bias (0: linear).
     """
-    point_sets = [pixel_centres(shape, device, offset=offset) for offset in offsets]
+    device = grids[0].region.device
+    point_sets = [pixel_centres(g.region.shape, device, offset=g.offset)[g.region.flatten()] for g in grids]
     encoding = encoders[encoder](point_sets, settings, generator=generator)
     layers: list[torch.nn.Module] = []
     inputs = encoding.features
@@ -46,7 +56,7 @@ def build_network(
         layers += [_linear(inputs, width, generator), torch.nn.ReLU()]
         inputs = width
     layers.append(_linear(inputs, 2, generator))
-    return ImageNetwork(shape, encoding, torch.nn.Sequential(*layers).to(device))
+    return ImageNetwork(grids, encoding, torch.nn.Sequential(*layers).to(device))
 
 
 def _linear(inputs: int, outputs: int, generator: torch.Generator) -> torch.nn.Linear:
