@@ -55,6 +55,12 @@ class Geometry:
         if not all(0 < mm < 1e6 for mm in (*self.encoded_fov_mm, *self.recon_fov_mm)):
             raise InvalidFrame(f"fields of view must be positive: {self.encoded_fov_mm}, {self.recon_fov_mm} mm")
 
+    @property
+    def readout_size(self) -> int:
+        """Samples along x once readout oversampling is removed: encoded x by the ratio of the fields of view."""
+        ratio = min(1.0, self.recon_fov_mm[0] / self.encoded_fov_mm[0])
+        return max(1, round(self.encoded_matrix[0] * ratio))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
@@ -261,3 +267,7 @@ class Series:
     index: int = 1
     images: int = 0
     scale: float | None = None
+
+
+SeriesBySpace = Mapping[int, Series]
+"""The series of a scan that are open, by encoding space: images of one series must have one matrix size."""

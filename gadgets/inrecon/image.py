@@ -18,6 +18,8 @@ GREY_MAX = 4095
 """Largest grey value of an integer image: 12 bits, what scanners and viewers expect."""
 GREY_OF_FIRST = 2048
 """Where the first image's bright end lies, so that later slices may be twice as bright."""
+SERIES_STEP = 100
+"""From a series to the one that takes over when an image is too bright for it; encoding spaces count from 1 below."""
 _BRIGHT_PERCENTILE = 99.9
 _CLIPPED_TOLERATED = 1e-3
 _INDEX_MAX = 65535
@@ -42,15 +44,15 @@ def to_image(
     `volume` ``(z, y, x)`` complex64 on the encoded field of view, with or without readout oversampling. The image
     ``(1, z, y, x)`` has the header's reconSpace matrix and field of view; its geometry, counters and time stamps are
     those of ``raw.reference``. `dtype` "complex" sends the values themselves, "float" their magnitude, "uint16" the
-    magnitude times the series' scale, which the first image with any signal fixes. `meta` is added to the attributes.
-    image_index counts from 1 and starts again after 65535.
+    magnitude times the series' scale, which the first image with any signal fixes; an image far brighter than that
+    begins a new series, announced, rather than being clipped. `meta` is added to the attributes. image_index counts
+    from 1 and starts again after 65535.
 
     Raises `InvalidFrame` if `volume` does not fit the encoded matrix or holds values that are not finite.
     """
     _check(volume, raw.geometry)
     resized = to_recon_space(volume, raw.geometry)
     magnitude: NDArray[np.float32] = np.abs(resized)
-    scale = series.scale
     window: tuple[float, float] | None = None
     pixels: Complex | NDArray[np.float32] | NDArray[np.uint16]
     if dtype == "complex":
@@ -60,8 +62,8 @@ def to_image(
         bright = _bright_end(magnitude)
         window = (bright / 2, bright)
     else:
-        scale = _scale_of_first(magnitude) if scale is None else scale
-        pixels = _grey_values(magnitude, scale)
+        series = _with_scale_for(magnitude, series)
+        pixels = np.minimum(np.rint(magnitude * np.float64(series.scale or 0)), GREY_MAX).astype(np.uint16)
         # The same for the whole series: a window chosen for each image would flicker.
         window = (GREY_OF_FIRST / 2, GREY_OF_FIRST)
     image = ismrmrd.Image.from_array(
@@ -73,8 +75,8 @@ def to_image(
         image_index=series.images % _INDEX_MAX + 1,
         image_series_index=series.index,
     )
-    image.meta = describe(image.getHead(), meta, scale=scale if dtype == "uint16" else None, window=window)
-    return image, dataclasses.replace(series, images=series.images + 1, scale=scale)
+    image.meta = describe(image.getHead(), meta, scale=series.scale if dtype == "uint16" else None, window=window)
+    return image, dataclasses.replace(series, images=series.images + 1)
 
 
 def to_recon_space(volume: Complex, geometry: Geometry) -> Complex:
@@ -130,18 +132,22 @@ def _bright_end(magnitude: NDArray[np.float32]) -> float:
     return float(np.percentile(magnitude, _BRIGHT_PERCENTILE)) or float(magnitude.max())
 
 
-def _scale_of_first(magnitude: NDArray[np.float32]) -> float | None:
-    """Grey values per unit of signal from a series' first image, or None from one without signal."""
+def _with_scale_for(magnitude: NDArray[np.float32], series: Series) -> Series:
+    """`series` if its scale holds all but a few pixels, with a scale if it had none; else a new series."""
     bright = _bright_end(magnitude)
-    return GREY_OF_FIRST / bright if bright > 0 else None
-
-
-def _grey_values(magnitude: NDArray[np.float32], scale: float | None) -> NDArray[np.uint16]:
-    """`magnitude` times `scale`, clipped to 12 bits; announces `Warned` if more than a few pixels were clipped."""
-    grey = np.rint(magnitude * np.float64(scale or 0))
-    clipped = np.count_nonzero(grey > GREY_MAX) / grey.size
-    if clipped > _CLIPPED_TOLERATED:
-        observe(
-            Warned(text=f"{clipped:.1%} of the pixels are brighter than the series' scale can hold and are clipped")
+    if bright == 0:
+        return series
+    fitting = GREY_OF_FIRST / bright
+    if series.scale is None:
+        return dataclasses.replace(series, scale=fitting)
+    clipped = np.count_nonzero(magnitude * np.float64(series.scale) > GREY_MAX) / magnitude.size
+    if clipped <= _CLIPPED_TOLERATED:
+        return series
+    following = Series(index=series.index + SERIES_STEP, scale=fitting)
+    observe(
+        Warned(
+            text=f"an image is too bright for the grey scale of series {series.index}: "
+            f"it begins series {following.index}, whose scale is {fitting / series.scale:.3g} times that"
         )
-    return np.minimum(grey, GREY_MAX).astype(np.uint16)
+    )
+    return following

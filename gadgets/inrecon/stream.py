@@ -9,7 +9,7 @@ in `reconstruct`, the same function for a scanner on TCP and for a file that is 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,11 +22,24 @@ from inrecon.calibrate import espirit, smooth_sum_of_squares
 from inrecon.condition import condition
 from inrecon.errors import CalibrationFailed, FitDiverged, UnknownName
 from inrecon.events import FallBack, observe
-from inrecon.frame import CoilMaps, Frame, Measurement, RawFrame, Reconstruction, Request, Series
+from inrecon.frame import (
+    CoilMaps,
+    Complex,
+    Frame,
+    Measurement,
+    RawFrame,
+    Reconstruction,
+    Request,
+    Series,
+    SeriesBySpace,
+)
 from inrecon.hyperparams import HyperparameterFiles, Resolved
 from inrecon.image import to_image
 from inrecon.methods import BilevelINR, CGSense, Method
 from inrecon.operators import CartesianSense
+
+Report = dict[str, Any]
+"""The facts about one image by name, ready for JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +47,16 @@ class Result:
     """What became of one raw frame: images to send, a report for each, and the series to hand to the next call."""
 
     images: tuple[ismrmrd.Image, ...]
-    reports: tuple[dict[str, Any], ...]
-    series: Series
+    reports: tuple[Report, ...]
+    series: SeriesBySpace
 
 
 def reconstruct(
-    raw: RawFrame, *, request: Request, hyperparameters: HyperparameterFiles, device: str, series: Series
+    raw: RawFrame, *, request: Request, hyperparameters: HyperparameterFiles, device: str, series: SeriesBySpace
 ) -> Result:
     """One raw frame to its image.
 
-    `series` is what the last frame of the same scan returned (or a fresh one). Raises `InreconError` kinds:
+    `series` is what the last frame of the same scan returned (empty for the first). Raises `InreconError` kinds:
     `InvalidFrame`, `NoHyperparameters`, `InvalidHyperparameter`, `UnknownName`. A fit that diverges or calibration
     that fails does not raise: it is announced as a `FallBack` event and written into Meta and report.
     """
@@ -56,74 +69,87 @@ def reconstruct(
     problems = [
         _solve(measurement, index, method=resolved.method, clock=clock) for index in range(len(measurement.kspace))
     ]
-    report = _report(raw, resolved, measurement, problems, device=device)
+    report = _report(raw, resolved, measurement, problems, device=device) | {"seconds": dict(clock.seconds)}
+    space = raw.key.encoding_space
     with clock("image"):
-        image, series = to_image(
-            _volume(problems, axes=measurement.axes), raw=raw, dtype=request.dtype, series=series, meta=_meta(report)
+        image, used = to_image(
+            _volume(problems, axes=measurement.axes),
+            raw=raw,
+            dtype=request.dtype,
+            series=series.get(space, Series(index=1 + space)),
+            meta=_meta(report),
         )
     report |= {"series": image.image_series_index, "index": image.image_index, "seconds": clock.seconds}
-    return Result(images=(image,), reports=(report,), series=series)
+    return Result(images=(image,), reports=(report,), series={**series, space: used})
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Solved:
-    """One 2-D problem's way: its maps, its reconstruction, and why it is not what was asked for, if it is not."""
+    """One 2-D problem's way: its maps, its reconstruction, and what of it is not what was asked for."""
 
     image: torch.Tensor
     reconstruction: Reconstruction
     maps: CoilMaps
-    fallback: str | None
+    fallbacks: tuple[str, ...]
 
 
 def _solve(measurement: Measurement, index: int, *, method: Method, clock: _Stopwatch) -> _Solved:
     """Coil maps and fit of one problem of the batch, its k-space scaled to a largest magnitude of 1."""
     kspace = measurement.kspace[index]
     scale = float(kspace.abs().max()) or 1.0
+    fallbacks: list[str] = []
     with clock("calibrate"):
-        maps = coil_maps(measurement, index)
+        maps = _coil_maps(measurement, index, fallbacks=fallbacks)
     with clock("fit"):
         operator = CartesianSense(maps.csm, measurement.mask)
         noise_level = None if measurement.noise_level is None else measurement.noise_level / scale
         frame = Frame(kspace=operator.arrange(kspace / scale), operator=operator, maps=maps, noise_level=noise_level)
-        reconstruction, fallback = _fit_or_fall_back(method, frame)
+        reconstruction = _fit(method, frame, fallbacks=fallbacks)
         _synchronise(kspace.device)
     # In the intensity of the coils as acquired: whether noise readouts came must not change an image's shading.
     intensity = torch.linalg.vector_norm(torch.einsum("av,vrc->arc", measurement.unmix, maps.csm), dim=0)
     image = reconstruction.image * intensity * (scale * measurement.scale)
-    return _Solved(image=image, reconstruction=reconstruction, maps=maps, fallback=fallback)
+    return _Solved(image=image, reconstruction=reconstruction, maps=maps, fallbacks=tuple(fallbacks))
 
 
-def coil_maps(measurement: Measurement, index: int) -> CoilMaps:
-    """ESPIRiT from the calibration block; without a usable one, maps from the smooth image itself, announced."""
+def _coil_maps(measurement: Measurement, index: int, *, fallbacks: list[str]) -> CoilMaps:
+    """ESPIRiT from the calibration block; without a usable one, maps from the smooth image itself, as a fall-back."""
     shape = (measurement.mask.shape[0], measurement.mask.shape[1])
     try:
         if measurement.calibration is None:
             raise CalibrationFailed("the scan has no fully sampled centre and no calibration lines")
         return espirit(measurement.calibration[index], shape)
     except CalibrationFailed as error:
-        observe(FallBack(room="calibrate", reason=f"{error}; coil maps from the smooth sum of squares instead"))
+        _fall_back("calibrate", f"{error}; coil maps from the smooth sum of squares instead", fallbacks)
         return smooth_sum_of_squares(measurement.kspace[index], measurement.mask)
 
 
-def _fit_or_fall_back(method: Method, frame: Frame) -> tuple[Reconstruction, str | None]:
-    """The method's reconstruction, or CG-SENSE's and the reason, if the fit diverged."""
+def _fit(method: Method, frame: Frame, *, fallbacks: list[str]) -> Reconstruction:
+    """The method's reconstruction, or CG-SENSE's if the fit diverged."""
     try:
-        return method.fit(frame), None
+        return method.fit(frame)
     except FitDiverged as error:
-        observe(FallBack(room="fit", reason=f"{error}; CG-SENSE instead"))
-        return CGSense().fit(frame), str(error)
+        _fall_back("fit", f"{error}; CG-SENSE instead", fallbacks)
+        return CGSense().fit(frame)
 
 
-def _volume(problems: list[_Solved], *, axes: str) -> Any:
+def _fall_back(room: str, reason: str, fallbacks: list[str]) -> None:
+    """Announce that `room` took another way, and note it for report and Meta."""
+    observe(FallBack(room=room, reason=reason))
+    fallbacks.append(reason)
+
+
+def _volume(problems: list[_Solved], *, axes: str) -> Complex:
     """``(z, y, x)`` on the conditioned grid: one ``(y, x)`` image, or a batch over x of ``(z, y)`` images."""
     stacked = torch.stack([problem.image for problem in problems], 0 if axes == "yx" else 2)
-    return stacked.cpu().numpy()
+    volume: Complex = stacked.cpu().numpy()
+    return volume
 
 
 def _report(
     raw: RawFrame, resolved: Resolved, measurement: Measurement, problems: list[_Solved], *, device: str
-) -> dict[str, Any]:
-    """The facts about one image; of a batch of problems the first fall-back reason, worst losses, most iterations."""
+) -> Report:
+    """The facts about one image; of a batch of problems all different ways, the worst losses, most iterations."""
     fits = [problem.reconstruction for problem in problems]
     validation = [fit.validation_loss for fit in fits if fit.validation_loss is not None]
     training = [fit.training_loss for fit in fits if fit.training_loss is not None]
@@ -140,23 +166,32 @@ def _report(
         "hyperparameters": resolved.values,
         "sources": resolved.sources,
         "device": device,
-        "backend": fits[0].backend,
+        "backend": _different(fit.backend for fit in fits),
         "coils_acquired": raw.coils,
         "coils": measurement.kspace.shape[1],
         "acceleration": round(raw.protocol.acceleration, 3),
         "prewhitened_by": measurement.prewhitened_by,
-        "coil_maps_by": problems[0].maps.estimated_by,
+        "coil_maps_by": _different(problem.maps.estimated_by for problem in problems),
         "iterations": max(fit.iterations for fit in fits),
-        "stopped_by": fits[0].stopped_by,
+        "stopped_by": _different(fit.stopped_by for fit in fits),
         "training_loss": max(training, default=None),
         "validation_loss": max(validation, default=None),
-        "fallback": next((problem.fallback for problem in problems if problem.fallback), None),
+        "fallback": _different(reason for problem in problems for reason in problem.fallbacks) or None,
     }
 
 
-def _meta(report: dict[str, Any]) -> dict[str, str]:
+def _different(texts: Iterable[str]) -> str:
+    """Each of `texts` once, the first few of them: planes of a volume may have gone different ways."""
+    distinct = list(dict.fromkeys(texts))
+    more = [f"and {len(distinct) - 3} more"] if len(distinct) > 3 else []
+    return "; ".join(distinct[:3] + more)
+
+
+def _meta(report: Report) -> dict[str, str]:
     """The report as image Meta: ``inrecon_<name>``, hyperparameters one by one with their source."""
-    facts = {k: v for k, v in report.items() if k not in ("hyperparameters", "sources") and v is not None}
+    nested = ("hyperparameters", "sources", "seconds")
+    facts = {k: v for k, v in report.items() if k not in nested and v is not None}
+    facts |= {f"seconds_{stage}": seconds for stage, seconds in report["seconds"].items()}
     meta = {f"inrecon_{name}": str(value) for name, value in facts.items()}
     for name, value in report["hyperparameters"].items():
         meta[f"inrecon_hyperparameter_{name}"] = f"{value} ({report['sources'][name]})"

@@ -14,7 +14,7 @@ import torch
 
 from inrecon.encoders import Encoder, EncoderSettings, encoders, pixel_centres
 from inrecon.frame import CoilMaps, Frame
-from inrecon.methods import CGSense, Method, build, methods, tunable_fields
+from inrecon.methods import Method, build, methods, tunable_fields
 from inrecon.operators import CartesianSense, LinearOperator
 
 
@@ -182,11 +182,10 @@ class MethodConformance:
         self.method.fit(frame)
         assert torch.equal(frame.kspace, before)
 
-    def test_image_is_nearer_the_truth_than_nothing(self) -> None:
-        """Within the accuracy of CG-SENSE times two, and always better than a zero image."""
+    def test_the_image_is_that_of_the_object(self) -> None:
+        """Error below 0.45 of the truth's norm, intensity included: as much as a short fit may leave."""
         frame, truth = simulated_frame()
-        error = relative_error(self.method.fit(frame).image, truth)
-        assert error < max(2 * relative_error(CGSense().fit(frame).image, truth), 0.6)
+        assert relative_error(self.method.fit(frame).image, truth) < 0.45
 
     def test_builds_from_its_own_values(self) -> None:
         """Every field can be written to a file and read back."""

@@ -19,15 +19,13 @@ from inrecon import stream
 from inrecon.acquire import Accumulator, parse_header
 from inrecon.errors import CalibrationFailed, FitDiverged, InreconError, InvalidFrame
 from inrecon.events import Event, FitFinished, FitProgressed, listening
-from inrecon.frame import RawFrame, Request, Series
+from inrecon.frame import RawFrame, Request, SeriesBySpace
 from inrecon.hyperparams import HyperparameterFiles
 from inrecon.methods import build
 from inrecon_server.files import RawFile, UnreadableFile
-from inrecon_server.worker import Notice, notice_of
+from inrecon_server.notices import News, Notice, notice_of
 
 log = logging.getLogger(__name__)
-
-_MAX_NOTICES = 50
 
 
 @dataclass(kw_only=True)
@@ -108,7 +106,7 @@ class _Screen:
             transient=True,
         )
         self._fit = self._progress.add_task("iterations", visible=False)
-        self._told: set[Notice] = set()
+        self._news = News()
 
     def __enter__(self) -> _Screen:
         self._progress.start()
@@ -130,9 +128,8 @@ class _Screen:
             self.tell(notice)
 
     def tell(self, notice: Notice) -> None:
-        if notice not in self._told and len(self._told) < _MAX_NOTICES:
-            self._told.add(notice)
-            line = f"inrecon: {notice.level.lower()}: {notice.text}"
+        for told in self._news.of(notice):
+            line = f"inrecon: {told.level.lower()}: {told.text}"
             self._console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
@@ -144,7 +141,7 @@ class _Run:
     files: HyperparameterFiles
     device: str
     screen: _Screen
-    series: Series = field(default_factory=Series)
+    series: SeriesBySpace = field(default_factory=dict)
     outcome: Replayed = field(default_factory=Replayed)
     started: float = field(default_factory=time.perf_counter)
 

@@ -14,30 +14,21 @@ import signal
 import threading
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from inrecon.errors import InreconError
-from inrecon.events import Event, FallBack, FitFinished, Warned, listening
-from inrecon.frame import RawFrame, Request, Series
+from inrecon.events import Event, listening
+from inrecon.frame import RawFrame, Request, SeriesBySpace
+from inrecon_server.notices import News, Notice, notice_of
 from inrecon_server.protocol import serialise
 
 if TYPE_CHECKING:
     from inrecon.hyperparams import HyperparameterFiles
 
 log = logging.getLogger(__name__)
-
-Level = Literal["INFO", "WARNING", "ERROR"]
-_MAX_NOTICES = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Notice:
-    """Something to tell the sender of a scan."""
-
-    level: Level
-    text: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +39,7 @@ class Progress:
     the first job has read the files.
     """
 
-    series: Series = field(default_factory=Series)
+    series: SeriesBySpace = field(default_factory=dict)
     hyperparameters: bytes | None = None
 
 
@@ -80,11 +71,11 @@ def run_job(job: Job) -> JobResult:
     from inrecon import stream  # torch is imported in the worker process only
 
     notices: list[Notice] = []
+    news = News()
 
     def hear(event: Event) -> None:
-        notice = notice_of(event)
-        if notice is not None and notice not in notices and len(notices) < _MAX_NOTICES:
-            notices.append(notice)
+        if (notice := notice_of(event)) is not None:
+            notices.extend(news.of(notice))
 
     progress = job.progress
     images: tuple[bytes, ...] = ()
@@ -106,6 +97,9 @@ def run_job(job: Job) -> JobResult:
         # torch's errors (out of device memory and the like); the front could not even unpickle them without torch.
         log.exception("a reconstruction failed")
         notices.append(Notice(level="ERROR", text=f"the reconstruction failed: {_first_line(error)}"))
+    except Exception as error:  # the boundary: what is wrong with one frame must not end the scan
+        log.exception("internal error in a reconstruction")
+        notices.append(Notice(level="ERROR", text=f"internal error in this frame: {type(error).__name__}"))
     return JobResult(progress=progress, images=images, notices=tuple(notices))
 
 
@@ -117,24 +111,6 @@ def _hyperparameters(job: Job) -> tuple[HyperparameterFiles, Progress]:
         return pickle.loads(job.progress.hyperparameters), job.progress  # noqa: S301  pickled below, in our own process
     files = HyperparameterFiles.load(job.hyperparameters)
     return files, replace(job.progress, hyperparameters=pickle.dumps(files))
-
-
-def notice_of(event: Event) -> Notice | None:
-    """What to tell of `event`, if anything."""
-    match event:
-        case Warned(text=text):
-            return Notice(level="WARNING", text=text)
-        case FallBack(room=room, reason=reason):
-            return Notice(level="WARNING", text=f"fall-back ({room}): {reason}")
-        case FitFinished():
-            log.info(
-                "%s: %d iterations in %.2f s, stopped by %s",
-                event.method,
-                event.iterations,
-                event.seconds,
-                event.stopped_by,
-            )
-    return None
 
 
 def _first_line(error: BaseException) -> str:
@@ -168,10 +144,15 @@ def _warm_up(device: str) -> str:
 
 
 class Worker:
-    """A worker process that is there when needed: started and warmed up ahead, replaced when it dies."""
+    """A worker process that is there when needed: started and warmed up ahead, replaced when it dies.
+
+    One job at a time is in the process: what ends the process takes no other job along.
+    """
 
     def __init__(self, *, device: str) -> None:
         self.device = device
+        self._turn = asyncio.Lock()
+        self._retired = False
         self._pool: ProcessPoolExecutor | None = None
         self._warm: Future[str] | None = None
         self._processes: list[multiprocessing.process.BaseProcess] = []
@@ -192,42 +173,64 @@ class Worker:
         """The device chosen, once the process is ready; raises `InreconError` if there is no such device."""
         if self._warm is None:
             raise RuntimeError("the worker is not running")
-        return await asyncio.wrap_future(self._warm)
+        # Shielded: several may wait for it, and one that gives up must not cancel it.
+        return await asyncio.shield(asyncio.wrap_future(self._warm))
 
     async def run(self, job: Job) -> JobResult:
         """The result of `job`. If the process dies of it, it is replaced and the result says so.
 
-        Cancelling takes the job out of the queue, unless it is running already.
+        Cancelling drops a job that waits for its turn; if it is running already, its process is ended and replaced.
         """
+        async with self._turn:
+            try:
+                return await self._run_alone(job)
+            except BrokenProcessPool:
+                log.error("the worker process died; starting another")
+                self._replace()
+                text = "the reconstruction process died before this frame was done (out of memory?); another is started"
+                return JobResult(progress=job.progress, notices=(Notice(level="ERROR", text=text),))
+
+    async def _run_alone(self, job: Job) -> JobResult:
         try:
-            submitted = self._submit(job)
-        except BrokenProcessPool:  # it died idle: nothing is lost
+            submitted = await self._submit(job)
+        except BrokenProcessPool:  # it died idle, or while it started: nothing is lost
+            log.error("the worker process died; starting another")
             self._replace()
-            submitted = self._submit(job)
-        pool = self._pool
+            submitted = await self._submit(job)
         try:
             return await asyncio.wrap_future(submitted)
-        except BrokenProcessPool:
-            if pool is self._pool:
+        except asyncio.CancelledError:
+            if not submitted.cancel() and not submitted.done():
+                log.info("nobody waits any more for the frame at work: its process is ended")
                 self._replace()
-            text = "the reconstruction process died before this frame was done (out of memory?); it is being restarted"
-            return JobResult(progress=job.progress, notices=(Notice(level="ERROR", text=text),))
+            raise
 
-    def _submit(self, job: Job) -> Future[JobResult]:
+    async def _submit(self, job: Job) -> Future[JobResult]:
+        """Hand `job` to the process once that has nothing else to do, so that it runs from now on."""
+        with suppress(InreconError):  # a device that cannot be used: the job will tell of it
+            await self.warmed_up()
         if self._pool is None:
             raise RuntimeError("the worker is not running")
         return self._pool.submit(run_job, job)
 
+    def retire(self) -> None:
+        """Replace the process no more when it ends."""
+        self._retired = True
+
     def _replace(self) -> None:
-        log.error("the worker process died; starting another")
-        if self._pool is not None:
+        self._terminate()
+        if not self._retired and self._pool is not None:
             self._pool.shutdown(wait=False)
-        self.start()
+            self.start()
+
+    def _terminate(self) -> None:
+        for process in self._processes:
+            process.terminate()
 
     def stop(self) -> None:
         """End the process, whatever it is doing."""
-        for process in self._processes:
-            process.terminate()
+        self.retire()
+        self._terminate()
         if self._pool is not None:
             # The pool sees that its process is gone, fails what is pending and ends its thread: waiting is short.
             self._pool.shutdown(wait=True, cancel_futures=True)

@@ -10,7 +10,8 @@ import torch
 from inrecon.condition import condition
 from inrecon.condition.compress import compression_matrix
 from inrecon.condition.grid import Grid, centre_block
-from inrecon.condition.noise import Whitening, whitening
+from inrecon.condition.noise import NoiseOfFrame
+from inrecon.condition.noise import noise_of as estimated
 from inrecon.errors import InvalidFrame
 from inrecon.events import Event, Warned, listening
 from inrecon.frame import Geometry, Key, Noise, Protocol, RawFrame, Readouts
@@ -103,11 +104,16 @@ def noise_of(covariance: np.ndarray, *, samples: int = 5000) -> Noise:
     return Noise(covariance=covariance, samples=samples, sample_time_us=0.0, relative_bandwidth=0.8)
 
 
-def warnings_and_whitening(raw: RawFrame) -> tuple[list[str], Whitening]:
+def warnings_and_estimate(raw: RawFrame) -> tuple[list[str], NoiseOfFrame]:
     heard: list[Event] = []
     with listening(heard.append):
-        white = whitening(raw)
-    return [event.text for event in heard if isinstance(event, Warned)], white
+        noise = estimated(raw)
+    return [event.text for event in heard if isinstance(event, Warned)], noise
+
+
+def matrix_of(noise: NoiseOfFrame) -> np.ndarray:
+    """The prewhitening of all coils, without compression between its two steps."""
+    return noise.whitening(noise.gains.astype(complex)) @ noise.gains
 
 
 def test_averages_lower_the_noise_that_noise_readouts_tell() -> None:
@@ -129,11 +135,11 @@ def test_the_corners_are_averaged_already() -> None:
 def test_unknown_sample_times_leave_the_noise_unscaled() -> None:
     raw, root = noisy_frame()
     covariance = root @ root.conj().T
-    texts, white = warnings_and_whitening(dataclasses.replace(raw, noise=noise_of(covariance)))
+    texts, noise = warnings_and_estimate(dataclasses.replace(raw, noise=noise_of(covariance)))
     assert not texts
-    assert white.noise_level is not None
-    whitened = white.matrix @ covariance @ white.matrix.conj().T
-    np.testing.assert_allclose(whitened, white.noise_level**2 * np.eye(4), atol=1e-9)
+    assert noise.level is not None
+    whitened = matrix_of(noise) @ covariance @ matrix_of(noise).conj().T
+    np.testing.assert_allclose(whitened, noise.level**2 * np.eye(4), atol=1e-9)
 
 
 def test_a_silent_coil_is_left_out_and_told() -> None:
@@ -141,9 +147,9 @@ def test_a_silent_coil_is_left_out_and_told() -> None:
     covariance = root @ root.conj().T
     covariance[2] = covariance[:, 2] = 0
     raw = dataclasses.replace(raw, noise=noise_of(covariance))
-    texts, white = warnings_and_whitening(raw)
-    assert white.matrix.shape == (3, 4)
-    assert not white.matrix[:, 2].any()
+    texts, noise = warnings_and_estimate(raw)
+    assert matrix_of(noise).shape == (3, 4)
+    assert not matrix_of(noise)[:, 2].any()
     assert ["1 of 4 coils have no noise" in text for text in texts] == [True]
     measurement = condition(raw, device="cpu", energy=1.0)
     assert measurement.kspace.shape[1] == 3
@@ -155,28 +161,28 @@ def test_a_silent_coil_is_left_out_and_told() -> None:
 def test_a_singular_covariance_is_regularised_and_told(samples: int) -> None:
     raw, root = noisy_frame()
     seen = root @ complex_normal(4, 2)
-    texts, white = warnings_and_whitening(
+    texts, noise = warnings_and_estimate(
         dataclasses.replace(raw, noise=noise_of(seen @ seen.conj().T, samples=samples))
     )
     assert ["close to singular" in text for text in texts] == [True]
     deviation = np.linalg.norm(seen, axis=1)
-    assert np.linalg.cond(white.matrix * deviation) < np.sqrt(10 * 4)
+    assert np.linalg.cond(matrix_of(noise) * deviation) < np.sqrt(10 * 4)
 
 
 def test_silent_noise_readouts_give_way_to_the_corners() -> None:
     raw, _ = noisy_frame()
-    texts, white = warnings_and_whitening(dataclasses.replace(raw, noise=noise_of(np.zeros((4, 4), complex))))
-    assert white.by == "corners"
+    texts, noise = warnings_and_estimate(dataclasses.replace(raw, noise=noise_of(np.zeros((4, 4), complex))))
+    assert noise.known_by == "corners"
     assert ["noise readouts are all zero" in text for text in texts] == [True]
 
 
 def test_without_any_noise_the_coils_stay_as_they_are() -> None:
     kspace = np.zeros((3, 60, 80), complex)
     kspace[:, 25:35, 30:50] = complex_normal(3, 10, 20)
-    texts, white = warnings_and_whitening(raw_frame(kspace, all_lines(60), y=60))
-    assert white.by == "none"
-    assert white.noise_level is None
-    np.testing.assert_array_equal(white.matrix, np.eye(3))
+    texts, noise = warnings_and_estimate(raw_frame(kspace, all_lines(60), y=60))
+    assert noise.known_by == "none"
+    assert noise.level is None
+    np.testing.assert_allclose(matrix_of(noise), matrix_of(noise)[0, 0] * np.eye(3))
     assert ["not prewhitened" in text for text in texts] == [True]
 
 
@@ -199,14 +205,26 @@ def test_readout_oversampling_is_removed(x: int, wide: int) -> None:
     torch.testing.assert_close(coils_as_acquired(over), coils_as_acquired(plain), rtol=1e-3, atol=1e-3)
 
 
-def test_a_partial_echo_stays_partial_when_oversampling_goes() -> None:
+def test_partial_echoes_keep_their_oversampling_so_that_no_acquired_sample_changes() -> None:
     raw = raw_frame(complex_normal(2, 20, 48), all_lines(20), y=20, recon_x=24)
     acquired = raw.imaging.acquired.copy()
     acquired[:, :12] = False
     partial = dataclasses.replace(raw, imaging=dataclasses.replace(raw.imaging, acquired=acquired))
-    mask = condition(partial, device="cpu").mask
-    assert not mask[:, :6].any()
-    assert mask[:, 6:].all()
+    measurement = condition(partial, device="cpu", energy=1.0)
+    assert torch.equal(measurement.mask, torch.from_numpy(acquired))
+    kept = torch.einsum("av,bvyx->bayx", measurement.unmix, measurement.kspace)[0] * measurement.scale
+    torch.testing.assert_close(kept, torch.from_numpy(raw.imaging.kspace * acquired), rtol=1e-3, atol=1e-3)
+
+
+def test_the_noise_covariance_does_not_change_what_is_kept_as_acquired() -> None:
+    mixing = complex_normal(6, 3)
+    kspace = np.einsum("cd,drk->crk", mixing, complex_normal(3, 24, 24)) + 1e-3 * complex_normal(6, 24, 24)
+    raw = raw_frame(kspace, all_lines(24), y=24)
+    for noise in (None, noise_of(random_covariance(6)), noise_of(np.diag([1, 4, 9, 1, 2, 3]).astype(complex))):
+        measurement = condition(dataclasses.replace(raw, noise=noise), device="cpu")
+        assert measurement.kspace.shape[1] == 3
+        acquired = torch.einsum("av,bvyx->bayx", measurement.unmix, measurement.kspace)[0] * measurement.scale
+        assert np.linalg.norm(acquired.numpy() - kspace) < 0.05 * np.linalg.norm(kspace)
 
 
 def test_a_volume_is_a_batch_over_x_of_problems_in_z_and_y() -> None:

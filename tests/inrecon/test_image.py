@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from inrecon.errors import InvalidFrame
-from inrecon.events import Event, Warned, listening
+from inrecon.events import Event, listening
 from inrecon.frame import Complex, Dtype, Geometry, Key, Protocol, RawFrame, Readouts, Series
 from inrecon.image import to_image, to_recon_space
 from inrecon.meta import MetaValue, plain_text
@@ -272,17 +272,18 @@ def test_one_bright_pixel_is_signal_enough() -> None:
     assert image.data.max() == 2048
 
 
-@pytest.mark.parametrize(("bright_pixels", "warned"), [(2, False), (5, True)])
-def test_clipping_warns_above_a_thousandth(bright_pixels: int, warned: bool) -> None:
+@pytest.mark.parametrize(("bright_pixels", "clipped"), [(2, True), (5, False)])
+def test_a_few_pixels_are_clipped_and_more_begin_a_new_series(bright_pixels: int, clipped: bool) -> None:
     geometry = geometry_of((64, 48, 1), (64, 48, 1))  # 3072 pixels
     volume = np.full((1, 48, 64), 0.5, np.complex64)
     volume[0, 0, :bright_pixels] = 10
     heard: list[Event] = []
     with listening(heard.append):
-        image, _ = make(volume, geometry=geometry, series=Series(scale=2000.0))
-    assert np.count_nonzero(image.data == 4095) == bright_pixels
-    assert np.count_nonzero(image.data == 1000) == 3072 - bright_pixels
-    assert [type(event) for event in heard] == [Warned] * warned
+        image, series = make(volume, geometry=geometry, series=Series(images=7, scale=2000.0))
+    assert np.count_nonzero(image.data == 4095) == (bright_pixels if clipped else 0)
+    assert (image.image_series_index, image.image_index) == ((1, 8) if clipped else (101, 1))
+    assert (series.scale == 2000.0) is clipped
+    assert len(heard) == (0 if clipped else 1)
 
 
 def test_images_count_from_one_in_their_series() -> None:

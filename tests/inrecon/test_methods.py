@@ -119,6 +119,8 @@ def test_the_fit_is_announced() -> None:
         ({"iterations": 10.5}, "must be int, not 10.5"),
         ({"iterations": 0}, "must lie in 1 .. 100000"),
         ({"weight": "all"}, "must be one of 'self', 'acquired', 'none', not 'all'"),
+        ({"patience": 3, "held_out": 0.0}, "held_out must be above 0"),
+        ({"encoder": "hash"}, "must be one of dense_grid, frequency, hash_grid, identity, not 'hash'"),
         ({"seed": [1]}, r"must be int, not \[1\]"),
     ],
 )
@@ -128,7 +130,7 @@ def test_a_wrong_hyperparameter_is_named(values: dict[str, object], message: str
 
 
 def test_an_unknown_method_is_named_with_the_known_ones() -> None:
-    with pytest.raises(UnknownName, match="known are bilevel_inr, cg_sense, zero_filled"):
+    with pytest.raises(UnknownName, match="known are .*bilevel_inr, cg_sense, .*zero_filled"):
         build("grappa", {})
 
 

@@ -1,5 +1,7 @@
 """From readouts to image through all rooms, on every device there is."""
 
+import dataclasses
+
 import ismrmrd
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ import torch
 from inrecon.acquire import Accumulator, parse_header
 from inrecon.errors import UnknownName
 from inrecon.events import Event, FallBack, listening
-from inrecon.frame import Geometry, Key, Protocol, RawFrame, Readouts, Request, Series
+from inrecon.frame import Geometry, Key, Protocol, RawFrame, Readouts, Request, SeriesBySpace
 from inrecon.hyperparams import HyperparameterFiles
 from inrecon.methods import BilevelINR
 from inrecon.methods.method import InvalidHyperparameter
@@ -40,7 +42,8 @@ def raw_frames(scan: SimulatedScan) -> list[RawFrame]:
 def images_of(
     scan: SimulatedScan, request: Request, hyperparameters: HyperparameterFiles, device: str = "cpu"
 ) -> list[Result]:
-    series, results = Series(), []
+    series: SeriesBySpace = {}
+    results: list[Result] = []
     for raw in raw_frames(scan):
         results.append(reconstruct(raw, request=request, hyperparameters=hyperparameters, device=device, series=series))
         series = results[-1].series
@@ -90,6 +93,27 @@ def test_every_slice_of_every_repetition_comes_out_in_recon_space(hyperparameter
         assert quality(result, scan, index) > 20
 
 
+def test_brighter_slices_and_other_encoding_spaces_have_series_of_their_own(
+    hyperparameters: HyperparameterFiles,
+) -> None:
+    scan = simulate_scan(shape=(48, 40), coils=4, acceleration=2, acs=12)
+    (raw,) = raw_frames(scan)
+    dim = dataclasses.replace(
+        raw, imaging=dataclasses.replace(raw.imaging, kspace=raw.imaging.kspace * np.float32(0.1))
+    )
+    other = dataclasses.replace(raw, key=dataclasses.replace(raw.key, encoding_space=1))
+    series: SeriesBySpace = {}
+    images = []
+    for frame in (dim, raw, other, raw):
+        request = Request(method="cg_sense")
+        result = reconstruct(frame, request=request, hyperparameters=hyperparameters, device="cpu", series=series)
+        series = result.series
+        images += result.images
+    assert [(image.image_series_index, image.image_index) for image in images] == [(1, 1), (101, 1), (2, 1), (101, 2)]
+    assert max(image.data.max() for image in images) < 4095
+    assert np.array_equal(images[1].data, images[3].data)
+
+
 def test_partial_fourier_lands_where_it_belongs(hyperparameters: HyperparameterFiles) -> None:
     full = simulate_scan(shape=(48, 48), coils=4, acceleration=1, acs=16, pattern="full")
     partial = simulate_scan(shape=(48, 48), coils=4, acceleration=1, acs=16, pattern="full", partial_fourier=0.75)
@@ -133,7 +157,7 @@ def test_a_diverged_fit_gives_cg_sense_marked_as_such(
     with listening(heard.append):
         result = images_of(scan, Request(dtype="float"), hyperparameters)[0]
     assert np.array_equal(result.images[0].data, expected.images[0].data)
-    assert result.reports[0]["fallback"] == "bilevel_inr diverged: tested here"
+    assert result.reports[0]["fallback"] == "bilevel_inr diverged: tested here; CG-SENSE instead"
     assert ismrmrd.Meta.deserialize(result.images[0].attribute_string)["inrecon_fallback"]
     assert [event.room for event in heard if isinstance(event, FallBack)] == ["fit"]
 
@@ -144,6 +168,7 @@ def test_a_scan_without_calibration_lines_still_gives_an_image(hyperparameters: 
     with listening(heard.append):
         result = images_of(scan, Request(method="cg_sense", dtype="float"), hyperparameters)[0]
     assert [event.room for event in heard if isinstance(event, FallBack)] == ["calibrate"]
+    assert "no calibration lines" in result.reports[0]["fallback"]
     assert result.reports[0]["coil_maps_by"] == "smooth sum of squares"
     assert np.isfinite(result.images[0].data).all()
     assert result.images[0].data.any()
@@ -212,7 +237,7 @@ def test_a_volume_with_two_phase_encodings_is_a_batch_of_slices_along_the_readou
     mask[3:13, 8:20] = True
     raw = volume_frame(object_, mask)
     request = Request(method="cg_sense", dtype="float")
-    result = reconstruct(raw, request=request, hyperparameters=hyperparameters, device="cpu", series=Series())
+    result = reconstruct(raw, request=request, hyperparameters=hyperparameters, device="cpu", series={})
     volume = result.images[0].data[0]
     assert volume.shape == (16, 28, 10)
     for index in range(2, 8):

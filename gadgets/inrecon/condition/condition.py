@@ -5,28 +5,35 @@ from __future__ import annotations
 import torch
 
 from inrecon.condition.compress import compression_matrix
-from inrecon.condition.grid import centre_block, gridded
-from inrecon.condition.noise import whitening
+from inrecon.condition.grid import centre_block, gridded, width
+from inrecon.condition.noise import noise_of
 from inrecon.errors import InvalidFrame
 from inrecon.frame import Measurement, RawFrame
 
 
-def condition(raw: RawFrame, *, device: torch.device | str, energy: float = 0.99, max_coils: int = 12) -> Measurement:
-    """Prewhiten, remove readout oversampling, cut a 3-D scan into 2-D problems, compress the coils, scale.
+def condition(raw: RawFrame, *, device: torch.device | str, energy: float = 0.999, max_coils: int = 12) -> Measurement:
+    """Remove readout oversampling, cut a 3-D scan into 2-D problems, compress the coils, prewhiten, scale.
 
-    Noise is whitened by the scan's noise readouts, or by the outermost samples of the data where there are none; the
-    same matrices go to calibration readouts of their own. The virtual coils (Huang et al. 2008) that keep `energy` of
-    the calibration data's energy stay, at most `max_coils`. Where calibration readouts of their own make no block, the
-    imaging readouts are searched for one. Raises `InvalidFrame` if all k-space is zero.
+    Coils are compressed in units of their own noise, but before correlations are removed: virtual coils that keep
+    `energy` of the calibration data (Huang et al. 2008), at most `max_coils`, then hold nearly all of the intensity as
+    acquired, whatever the noise covariance is. Noise is then whitened by the scan's noise readouts, or by the outermost
+    samples of the data where there are none; the same matrices go to calibration readouts of their own. Where those
+    make no block, the imaging readouts are searched for one. 99.9 % of energy rather than the customary 99 % is worth
+    0.1 to 2 dB to CG-SENSE and 0.1 dB to the INR on real brains. Raises `InvalidFrame` if all k-space is zero.
     """
-    imaging = gridded(raw.imaging, raw.geometry, device=device)
-    white = whitening(raw)
-    matrix = torch.from_numpy(white.matrix).to(torch.complex64).to(device)
-    block = None if raw.calibration is None else centre_block(gridded(raw.calibration, raw.geometry, device=device))
+    x = width(raw)
+    imaging = gridded(raw.imaging, raw.geometry, x=x, device=device)
+    block = None
+    if raw.calibration is not None:
+        block = centre_block(gridded(raw.calibration, raw.geometry, x=x, device=device))
     block = block or centre_block(imaging)
-    source = imaging if block is None else block
-    compression = compression_matrix(source.mixed(matrix).kspace, energy=energy, most=max_coils)
-    mixing = compression @ matrix
+    noise = noise_of(raw)
+    gains = torch.from_numpy(noise.gains).to(torch.complex64).to(device)
+    compression = compression_matrix((block or imaging).mixed(gains).kspace, energy=energy, most=max_coils)
+    compressed = compression @ gains
+    whitening = noise.whitening(compressed.cpu().to(torch.complex128).numpy())
+    whiten = torch.from_numpy(whitening).to(torch.complex64).to(device)
+    mixing = whiten @ compressed
     kspace = imaging.mixed(mixing)
     scale = float(kspace.kspace.abs().max())
     if not 0 < scale < float("inf"):
@@ -36,8 +43,8 @@ def condition(raw: RawFrame, *, device: torch.device | str, energy: float = 0.99
         mask=kspace.mask,
         calibration=None if block is None else block.mixed(mixing).kspace / scale,
         scale=scale,
-        noise_level=None if white.noise_level is None else white.noise_level / scale,
-        prewhitened_by=white.by,
-        unmix=torch.linalg.pinv(matrix) @ compression.mH,
+        noise_level=None if noise.level is None else noise.level / scale,
+        prewhitened_by=noise.known_by,
+        unmix=torch.linalg.pinv(gains) @ compression.mH @ torch.linalg.inv(whiten),
         axes=kspace.axes,
     )

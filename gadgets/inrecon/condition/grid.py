@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from inrecon.frame import Geometry, Readouts
+from inrecon.frame import Geometry, RawFrame, Readouts
 
 # Coil maps are smooth: a wider block costs time and tells nothing more about them.
 WIDEST_BLOCK = 48
@@ -27,22 +27,31 @@ class Grid:
         return dataclasses.replace(self, kspace=torch.einsum("vc,bcrk->bvrk", matrix, self.kspace))
 
 
-def gridded(readouts: Readouts, geometry: Geometry, *, device: torch.device | str) -> Grid:
-    """One problem in ``(y, x)`` for a 2-D scan, one in ``(z, y)`` for each x of a 3-D scan.
+def width(frame: RawFrame) -> int:
+    """Pixels along x: those of the recon field of view, unless a 2-D scan has partial echoes.
 
-    The readout is cropped to the recon field of view in image space; a 3-D scan's stays there.
+    Cropping such readouts would spread the missing samples over those beside them: their oversampling stays.
+    """
+    parts = [frame.imaging] if frame.calibration is None else [frame.imaging, frame.calibration]
+    whole = frame.geometry.encoded_matrix[2] > 1 or all(part.acquired.all() for part in parts)
+    return frame.geometry.readout_size if whole else frame.geometry.encoded_matrix[0]
+
+
+def gridded(readouts: Readouts, geometry: Geometry, *, x: int, device: torch.device | str) -> Grid:
+    """One problem in ``(y, x)`` for a 2-D scan, one in ``(z, y)`` for each of `x` pixels of a 3-D scan.
+
+    The readout is cropped to the central `x` pixels in image space; a 3-D scan's stays there.
     """
     encoded_x, y, z = geometry.encoded_matrix
-    x = max(1, round(encoded_x * min(1.0, geometry.recon_fov_mm[0] / geometry.encoded_fov_mm[0])))
     kspace = torch.from_numpy(readouts.kspace).to(device)
     acquired = torch.from_numpy(readouts.acquired).to(device)
     lines = torch.from_numpy(readouts.lines).to(device)
     if z == 1:
-        samples, acquired = _without_oversampling(kspace, acquired, x)
+        samples = kspace * acquired if x == encoded_x else _fft(_crop(_ifft(kspace), x))
         grid = samples.new_zeros(len(kspace), y, x)
-        grid[:, lines[:, 1]] = samples * acquired
+        grid[:, lines[:, 1]] = samples
         mask = torch.zeros(y, x, dtype=torch.bool, device=grid.device)
-        mask[lines[:, 1]] = acquired
+        mask[lines[:, 1]] = acquired[:, :x]
         return Grid(kspace=grid[None], mask=mask, axes="yx")
     samples = _crop(_ifft(kspace), x)
     volume = samples.new_zeros(len(kspace), z, y, x)
@@ -83,19 +92,6 @@ def _widest_run(sampled: torch.Tensor) -> int:
         if bool(sampled[_around_centre(n, size)].all()):
             return size
     return 0
-
-
-def _without_oversampling(kspace: torch.Tensor, acquired: torch.Tensor, x: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """k-space ``(coils, readouts, x)`` of the central `x` pixels, and which of its samples were acquired.
-
-    The new samples lie ``samples / x`` of the old ones apart; one is acquired where its neighbourhood was.
-    """
-    samples = kspace.shape[-1]
-    if x == samples:
-        return kspace, acquired
-    position = torch.arange(x, device=kspace.device) - x // 2
-    nearest = (position * samples / x).round().long() + samples // 2
-    return _fft(_crop(_ifft(kspace), x)), acquired[:, nearest.clamp(0, samples - 1)]
 
 
 def _crop(image: torch.Tensor, x: int) -> torch.Tensor:

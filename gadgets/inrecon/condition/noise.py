@@ -20,35 +20,52 @@ _WORST_CONDITION = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
-class Whitening:
-    """`matrix` ``(coils kept, coils)`` to be multiplied to the data; what results has noise of covariance
-    ``noise_level**2`` times identity. Coils whose noise variance is zero are dead and not kept."""
+class NoiseOfFrame:
+    """`covariance` ``(coils, coils)`` of a complex imaging sample, and what it is known by; `level` is the standard
+    deviation that whitened noise has, by corners at most; None if nothing is known."""
 
-    matrix: NDArray[np.complex128]
-    noise_level: float | None
-    by: Literal["noise readouts", "corners", "none"]
+    covariance: NDArray[np.complex128]
+    level: float | None
+    known_by: Literal["noise readouts", "corners", "none"]
+
+    @property
+    def gains(self) -> NDArray[np.float64]:
+        """Diagonal ``(coils kept, coils)`` that brings each coil to noise of variance 1 and drops dead coils.
+
+        By corners coils stay as they are: their signal would count as noise, and strong coils for weak ones.
+        """
+        deviation = np.sqrt(self.covariance.diagonal().real)
+        alive = deviation > 0
+        gain = np.divide(1, deviation, out=np.zeros_like(deviation), where=alive)
+        if self.known_by != "noise readouts":
+            gain = alive.astype(np.float64)
+        return np.diag(gain)[alive]
+
+    def whitening(self, mixing: NDArray[np.complex128]) -> NDArray[np.complex128]:
+        """Inverse Cholesky factor that makes the noise of coils mixed by `mixing` ``(coils out, coils)`` white, with
+        standard deviation sqrt(2): 1 for the real and for the imaginary part, as Gadgetron has it."""
+        factor = np.linalg.cholesky(mixing @ self.covariance @ mixing.conj().T)
+        return (sqrt(2) * np.linalg.inv(factor)).astype(np.complex128)
 
 
-def whitening(raw: RawFrame) -> Whitening:
-    """The prewhitening of `raw`: from its noise readouts, else from the corners of its k-space, else none at all.
+def noise_of(raw: RawFrame) -> NoiseOfFrame:
+    """The noise of `raw`: by its noise readouts, else by the corners of its k-space, else taken as white.
 
-    By noise readouts, real and imaginary parts come out with standard deviation 1 for a single average, as Gadgetron
-    has it (Kellman and McVeigh, Magn Reson Med 54:1439-1447, 2005), so `noise_level` is ``sqrt(2 / averages)``. By
-    corners it is an upper estimate, as the corners hold signal too.
+    Corners hold signal too: what they give is an upper estimate. (Kellman and McVeigh, Magn Reson Med 54:1439-1447,
+    2005.)
     """
     if raw.noise is not None:
         covariance = _at_imaging_bandwidth(raw.noise, raw.sample_time_us)
-        factor = _whitening_factor(covariance, samples=raw.noise.samples, source="the noise readouts")
-        if factor is not None:
-            return Whitening(matrix=sqrt(2) * factor, noise_level=sqrt(2 / raw.average_count), by="noise readouts")
+        regular = _regular(covariance, samples=raw.noise.samples, source="the noise readouts")
+        if regular is not None:
+            return NoiseOfFrame(covariance=regular, level=sqrt(2 / raw.average_count), known_by="noise readouts")
         observe(Warned(text="the noise readouts are all zero; noise is estimated from the corners of k-space"))
     corners = _outermost_samples(raw.imaging, raw.geometry.encoded_matrix)
-    covariance = corners @ corners.conj().T / corners.shape[1]
-    factor = _whitening_factor(covariance, samples=None, source="the corners of k-space")
-    if factor is None:
-        observe(Warned(text="the corners of k-space are zero: noise cannot be told, coils are not prewhitened"))
-        return Whitening(matrix=np.eye(raw.coils, dtype=np.complex128), noise_level=None, by="none")
-    return Whitening(matrix=sqrt(2) * factor, noise_level=sqrt(2), by="corners")
+    regular = _regular(corners @ corners.conj().T / corners.shape[1], samples=None, source="the corners of k-space")
+    if regular is not None:
+        return NoiseOfFrame(covariance=regular, level=sqrt(2), known_by="corners")
+    observe(Warned(text="the corners of k-space are zero: noise cannot be told, coils are not prewhitened"))
+    return NoiseOfFrame(covariance=np.eye(raw.coils, dtype=np.complex128), level=None, known_by="none")
 
 
 def _at_imaging_bandwidth(noise: Noise, sample_time_us: float) -> NDArray[np.complex128]:
@@ -61,34 +78,31 @@ def _at_imaging_bandwidth(noise: Noise, sample_time_us: float) -> NDArray[np.com
     return noise.covariance * ratio
 
 
-def _whitening_factor(
-    covariance: NDArray[np.complex128], *, samples: int | None, source: str
-) -> NDArray[np.complex128] | None:
-    """Inverse Cholesky factor ``(coils kept, coils)`` of `covariance`, or None if no coil has any noise.
+def _regular(covariance: NDArray[np.complex128], *, samples: int | None, source: str) -> NDArray[np.complex128] | None:
+    """`covariance` with dead coils zeroed, safe to invert on the others; None if no coil has any noise.
 
     Worked out on the correlation matrix, so gains of the coils do not matter. With fewer `samples` than twice the
     coils, or close to singular, or with `samples` None for an estimate that holds signal, correlations are shrunk by a
     tenth: the condition number is then at most ten times the number of coils.
     """
     variance = covariance.diagonal().real
-    alive = np.flatnonzero(variance > _DEAD * variance.max())
-    if not len(alive):
+    alive = variance > _DEAD * variance.max()
+    coils = int(alive.sum())
+    if coils == 0:
         return None
-    if len(alive) < len(variance):
-        dead = len(variance) - len(alive)
+    if coils < len(variance):
+        dead = len(variance) - coils
         observe(Warned(text=f"{dead} of {len(variance)} coils have no noise in {source} and are left out as dead"))
-    deviation = np.sqrt(variance[alive])
-    correlation = covariance[np.ix_(alive, alive)] / np.outer(deviation, deviation)
-    singular = samples is not None and (
-        samples < 2 * len(alive) or bool(np.linalg.cond(correlation) > _WORST_CONDITION)
-    )
+    deviation = np.sqrt(np.where(alive, variance, 0))
+    scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=alive)
+    correlation = covariance * np.outer(scale, scale)
+    living = correlation[np.ix_(alive, alive)]
+    singular = samples is not None and (samples < 2 * coils or bool(np.linalg.cond(living) > _WORST_CONDITION))
     if singular:
         observe(Warned(text=f"the noise covariance of {samples} samples is close to singular and was regularised"))
     if singular or samples is None:
-        correlation = (1 - _SHRINKAGE) * correlation + _SHRINKAGE * np.eye(len(alive))
-    factor = np.zeros((len(alive), len(variance)), dtype=np.complex128)
-    factor[:, alive] = np.linalg.inv(np.linalg.cholesky(correlation)) / deviation
-    return factor
+        correlation = (1 - _SHRINKAGE) * correlation + _SHRINKAGE * np.diag(alive.astype(np.float64))
+    return correlation * np.outer(deviation, deviation)
 
 
 def _outermost_samples(readouts: Readouts, matrix: tuple[int, int, int]) -> NDArray[np.complex128]:

@@ -8,12 +8,12 @@ from typing import Literal
 
 import torch
 
-from inrecon.encoders import EncoderSettings
+from inrecon.encoders import EncoderSettings, encoders
 from inrecon.errors import FitDiverged
 from inrecon.events import FitFinished, FitProgressed, observe
 from inrecon.frame import Frame, Reconstruction
 from inrecon.methods.linear import data_consistent
-from inrecon.methods.method import Method, bounded, methods, tunable
+from inrecon.methods.method import InvalidHyperparameter, Method, bounded, methods, tunable
 from inrecon.methods.network import Grid, ImageNetwork, build_network
 from inrecon.operators import CartesianSense, displace_image
 from inrecon.operators.cartesian import Offset
@@ -63,6 +63,14 @@ class BilevelINR(Method):
     patience: int = bounded(0, low=0, high=1000)
     closing_weight: float = bounded(0.1, low=0.0, high=100.0)
     seed: int = bounded(0, low=0, high=2**31 - 1)
+
+    def __post_init__(self) -> None:
+        if self.patience > 0 and self.held_out == 0:
+            raise InvalidHyperparameter("bilevel_inr.patience needs samples to judge by: held_out must be above 0")
+        if self.encoder not in encoders.names():
+            raise InvalidHyperparameter(
+                f"bilevel_inr.encoder must be one of {', '.join(encoders.names())}, not {self.encoder!r}"
+            )
 
     def fit(self, frame: Frame) -> Reconstruction:
         """Fit `frame`; raises `FitDiverged` when loss or image are not finite, or the fit ends worse than it began."""
@@ -116,6 +124,7 @@ class _View:
     operator: CartesianSense
     kspace: torch.Tensor
     average: torch.Tensor | None = None
+    count: int = 0
 
 
 class _Fit:
@@ -195,9 +204,15 @@ class _Fit:
             gradient = 2 * view.operator.adjoint(weighted)
         torch.autograd.backward(image, gradient)
         self.optimizer.step()
-        last = image.detach()
-        view.average = last if view.average is None else torch.lerp(last, view.average, self.method.image_averaging)
+        view.average = self._averaged(view, image.detach())
+        view.count += 1
         return loss
+
+    def _averaged(self, view: _View, image: torch.Tensor) -> torch.Tensor:
+        """The exponential average with `image` in it; a plain mean as long as there are few."""
+        if view.average is None:
+            return image
+        return torch.lerp(image, view.average, min(self.method.image_averaging, view.count / (view.count + 1)))
 
     def _kept(self) -> torch.Tensor:
         """The training samples of this iteration: a random part is left out and the rest scaled to keep the mean."""

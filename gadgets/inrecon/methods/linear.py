@@ -27,7 +27,7 @@ class CGSense(Method):
     """argmin |A x - y|^2 + weight |x|^2 by conjugate gradients (Pruessmann et al. 2001).
 
     The weight is `regularisation`, for what coil maps leave unexplained, plus `noise_factor` times noise variance over
-    signal power, where the noise level is known: near the best value, chosen against the reference, of real brain
+    signal power, where noise is known or bounded: near the best value, chosen against the reference, of real brain
     scans from low to high noise (a factor of 300 in variance).
     """
 
