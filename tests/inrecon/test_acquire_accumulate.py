@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from inrecon.acquire import Accumulator, Encoding, Limits, Scan, parse_header
+from inrecon.acquire import Accumulator, Encoding, Limits, NotCartesian, Scan, parse_header
 from inrecon.errors import InvalidFrame
 from inrecon.events import Warned, listening
 from inrecon.frame import Geometry, Key
@@ -254,6 +254,31 @@ class TestAverages:
         assert not any(early)
         assert only(final).average_count == 2
 
+    @pytest.mark.parametrize("averages", [2, 3])
+    def test_averages_that_the_header_does_not_count_are_known_from_the_first_slice_on(self, averages):
+        last = [ismrmrd.ACQ_LAST_IN_SLICE]
+        stream = [a for s in range(3) for n in range(averages) for a in lines_of_a_frame(last=last, slice=s, average=n)]
+        frames, texts = warnings_of(scan(), stream)
+        assert [(f.key.slice, f.average_count) for f in frames] == [(0, 1.0)] * averages + [
+            (1, averages),
+            (2, averages),
+        ]
+        assert len(texts) == 1
+        assert "averages came after their frame had ended" in texts[0]
+        assert "encodingLimits" in texts[0]
+
+    def test_averages_that_end_with_their_last_flag_need_no_header(self):
+        counts = {0: 1, 1: 3, 2: 1}
+        stream = [
+            a
+            for s, averages in counts.items()
+            for n in range(averages)
+            for a in lines_of_a_frame(last=[ismrmrd.ACQ_LAST_IN_SLICE] if n + 1 == averages else (), slice=s, average=n)
+        ]
+        accumulator = Accumulator(scan())
+        frames = [frame for acquisition in stream for frame in accumulator.add(acquisition)]
+        assert [f.average_count for f in frames] == [1, 3, 1]
+
 
 class TestNotImaging:
     @pytest.mark.parametrize("flag", NOT_IMAGING)
@@ -278,9 +303,7 @@ class TestNotImaging:
         accumulator = Accumulator(scan())
         for acquisition in lines_of_a_frame():
             accumulator.add(acquisition)
-        assert not accumulator.summary().complete
         only(accumulator.add(readout(random_data(0), flags=[flag, last])))
-        assert accumulator.summary().complete
         assert accumulator.finish() == []
 
     @settings(max_examples=30, deadline=None)
@@ -321,7 +344,7 @@ class TestEnds:
     def test_interleaved_slices_end_one_by_one(self):
         last = [ismrmrd.ACQ_LAST_IN_SLICE]
         slices = [lines_of_a_frame(seed=s, last=last, slice=s) for s in range(3)]
-        accumulator = Accumulator(scan(slices=3))
+        accumulator = Accumulator(scan())
         given = [accumulator.add(a) for together in zip(*slices, strict=True) for a in together]
         assert [len(frames) for frames in given] == [0] * (3 * Y - 3) + [1, 1, 1]
         for s, frame in enumerate(itertools.chain(*given)):
@@ -403,6 +426,104 @@ class TestEnds:
         complete = lines_of_a_frame(last=[ismrmrd.ACQ_LAST_IN_SLICE])
         assert len(run(scan(), complete + lines_of_a_frame(range(late)))) == 1 + kept
 
+    @pytest.mark.parametrize("last", LAST_FLAGS)
+    def test_a_stream_that_counts_nothing_may_begin_with_a_full_frame(self, last):
+        stream = [lines_of_a_frame(range(0, Y, 1 if i == 0 else 4), seed=i, last=[last]) for i in range(6)]
+        accumulator = Accumulator(scan())
+        frames = [frame for acquisition in itertools.chain(*stream) for frame in accumulator.add(acquisition)]
+        assert [len(f.imaging.lines) for f in frames] == [Y, 2, 2, 2, 2, 2]
+        assert accumulator.summary().skipped == {}
+
+    @pytest.mark.parametrize("end", [{"repetition": 1}, {"slice": 1, "flags": LAST_FLAGS[1:2]}])
+    def test_stragglers_are_left_out_whatever_else_ends_them(self, end):
+        complete = lines_of_a_frame(last=[ismrmrd.ACQ_LAST_IN_SLICE])
+        accumulator = Accumulator(scan())
+        for acquisition in [*complete, readout(random_data(3)), readout(random_data(4), **end)]:
+            accumulator.add(acquisition)
+        accumulator.finish()
+        assert accumulator.summary().skipped == {"after the end of their frame": 1}
+        assert accumulator.summary().frames == 2
+
+    def test_what_follows_a_straggler_is_measured_by_it(self):
+        complete = lines_of_a_frame(last=[ismrmrd.ACQ_LAST_IN_SLICE])
+        end = readout(random_data(4), slice=1, flags=[ismrmrd.ACQ_LAST_IN_REPETITION])
+        small = lines_of_a_frame(range(3))
+        frames = run(scan(), [*complete, *small, end, *small])
+        assert [(f.key.slice, len(f.imaging.lines)) for f in frames] == [(0, Y), (1, 1), (0, 3)]
+
+    @pytest.mark.parametrize("field", ["slice", "contrast", "phase", "set"])
+    @pytest.mark.parametrize("averages", [1, 2])
+    def test_a_full_frame_without_flags_ends_when_the_counters_change(self, field, averages):
+        accumulator = Accumulator(scan(averages=averages, step_1=Limits(minimum=2, maximum=5, center=4)))
+        for value in range(3):
+            for average, line in itertools.product(range(averages), range(2, 6)):
+                given = accumulator.add(readout(random_data(line), line, average=average, **{field: value}))
+                at_a_change = value > 0 and (average, line) == (0, 2)
+                assert [f.key for f in given] == ([Key(**{field: value - 1})] if at_a_change else [])
+                assert all(f.average_count == averages for f in given)
+        assert [f.key for f in accumulator.finish()] == [Key(**{field: 2})]
+
+    @pytest.mark.parametrize("averages", [None, 1, 2])
+    @pytest.mark.parametrize("shot", [1, 2, 4, Y])
+    @pytest.mark.parametrize("lines", [range(Y), range(0, Y, 2)])
+    def test_interleaved_frames_without_flags_are_not_cut(self, averages, shot, lines):
+        """Slices change with every shot, in all averages, over three repetitions; the order of lines is no help."""
+        order = np.random.default_rng(shot).permutation(lines)
+        shots = [order[i : i + shot] for i in range(0, len(order), shot)]
+        stream = [
+            readout(random_data(int(line)), int(line), slice=s, average=n, repetition=r)
+            for r, n, part, s in itertools.product(range(3), range(averages or 2), shots, range(3))
+            for line in part
+        ]
+        frames = run(scan(averages=averages), stream)
+        keys = [(f.key.repetition, f.key.slice) for f in frames]
+        assert keys == list(itertools.product(range(3), range(3)))
+        assert {(len(f.imaging.lines), f.average_count) for f in frames} == {(len(lines), averages or 2)}
+
+    def test_an_accelerated_frame_without_flags_ends_with_the_lines_of_an_earlier_repetition(self):
+        accumulator, ends = Accumulator(scan()), {}
+        for r, s, line in itertools.product(range(3), range(3), range(0, Y, 3)):
+            for frame in accumulator.add(readout(random_data(line), line, slice=s, repetition=r)):
+                ends[frame.key.repetition, frame.key.slice] = (r, s, line)
+        last = [f.key for f in accumulator.finish()]
+        assert [ends[0, s] for s in range(3)] == [(1, 0, 0)] * 3
+        assert [ends[1, s] for s in range(3)] == [(1, 1, 0), (1, 2, 0), (2, 0, 0)]
+        assert [ends[2, s] for s in range(2)] == [(2, 1, 0), (2, 2, 0)]
+        assert last == [Key(slice=2, repetition=2)]
+
+    def test_small_frames_between_large_ones_do_not_cut_interleaved_slices(self):
+        sizes = [Y, 2, Y]
+        stream = [
+            readout(random_data(line), line, slice=s, repetition=r)
+            for r, size in enumerate(sizes)
+            for line, s in itertools.product(range(size), range(2))
+        ]
+        frames = run(scan(), stream)
+        assert [len(f.imaging.lines) for f in frames] == [n for n in sizes for _ in range(2)]
+
+    def test_a_line_measured_once_too_often_does_not_stand_in_for_another(self):
+        lines = [0, *range(Y), *range(Y)]
+        stream = [readout(random_data(n), n, slice=s) for n, s in itertools.product(lines, range(2))]
+        frames = run(scan(averages=2), stream)
+        assert [(f.key.slice, f.average_count) for f in frames] == [(s, (2 * Y + 1) / Y) for s in range(2)]
+
+    def test_other_lines_than_those_of_earlier_repetitions_do_not_end_a_frame(self):
+        patterns = [range(0, Y, 3), range(1, Y)]
+        stream = [
+            readout(random_data(n), n, slice=s, repetition=r)
+            for r, pattern in enumerate(patterns)
+            for n, s in itertools.product(pattern, range(2))
+        ]
+        frames = run(scan(), stream)
+        assert [len(f.imaging.lines) for f in frames] == [3, 3, Y - 1, Y - 1]
+
+    def test_frames_that_flags_end_do_not_cut_later_ones(self):
+        stream = []
+        for size in (2, Y):
+            slices = [lines_of_a_frame(range(size), last=LAST_FLAGS[:1], slice=s) for s in range(2)]
+            stream += [a for together in zip(*slices, strict=True) for a in together]
+        assert [len(f.imaging.lines) for f in run(scan(), stream)] == [2, 2, Y, Y]
+
     def test_a_counter_that_wraps_does_not_stop_the_stream(self):
         repetitions = [65534, 65535, 0, 1, 2]
         frames = run(scan(), [a for r in repetitions for a in lines_of_a_frame(last=LAST_FLAGS[:1], repetition=r)])
@@ -411,7 +532,7 @@ class TestEnds:
     def test_nothing_gives_nothing(self):
         accumulator = Accumulator(scan())
         assert accumulator.finish() == []
-        assert accumulator.summary().complete
+        assert accumulator.summary().frames == 0
 
 
 class TestReference:
@@ -541,6 +662,67 @@ class TestCalibration:
         frames = run(scan(calibration_mode="separate"), [a for r in range(12) for a in repetition(r)], limit_bytes=room)
         assert len(frames) == 12
 
+    def reference(self, s=0, last=(), **fields):
+        steps = range(3, 6)
+        return [
+            readout(random_data((9, s, n)), n, flags=[*self.ONLY, *(last if n == 5 else ())], slice=s, **fields)
+            for n in steps
+        ]
+
+    @pytest.mark.parametrize("mode", ["separate", "external"])
+    @pytest.mark.parametrize("last", LAST_FLAGS)
+    @pytest.mark.parametrize("flag", LAST_FLAGS[:2])
+    def test_a_frame_waits_for_calibration_that_comes_after_it(self, mode, last, flag):
+        accumulator = Accumulator(scan(calibration_mode=mode))
+        stream = [*lines_of_a_frame(range(0, Y, 2), last=[flag]), *self.reference(last=[last], set=1)]
+        *early, final = [accumulator.add(a) for a in stream]
+        assert not any(early)
+        np.testing.assert_array_equal(only(final).calibration.kspace[:, 0], random_data((9, 0, 3)))
+        assert len(only(final).imaging.lines) == Y // 2
+
+    @pytest.mark.parametrize("last", [(), LAST_FLAGS[:1]])
+    def test_every_slice_waits_for_its_own(self, last):
+        stream = [a for s in range(3) for a in lines_of_a_frame(last=LAST_FLAGS[:1], slice=s)]
+        stream += [a for s in range(3) for a in self.reference(s, last=last)]
+        frames, texts = warnings_of(scan(calibration_mode="separate"), stream)
+        assert [f.key.slice for f in frames] == [0, 1, 2]
+        assert texts == []
+        for f in frames:
+            np.testing.assert_array_equal(f.calibration.kspace[:, 0], random_data((9, f.key.slice, 3)))
+
+    def test_all_slices_of_a_repetition_wait_each_for_its_own(self):
+        accumulator = Accumulator(scan(calibration_mode="separate"))
+        imaging = [*lines_of_a_frame(slice=0), *lines_of_a_frame(slice=1, last=LAST_FLAGS[1:2])]
+        calibration = [a for s in range(2) for a in self.reference(s, last=LAST_FLAGS[:1], set=1)]
+        given = [[f.key.slice for f in accumulator.add(a)] for a in imaging + calibration]
+        assert given == [[]] * (2 * Y + 2) + [[0], [], [], [1]]
+
+    def test_a_full_frame_without_flags_waits_too(self):
+        accumulator = Accumulator(scan(calibration_mode="separate", averages=1))
+        stream = [a for s in range(2) for a in lines_of_a_frame(slice=s)]
+        assert [frame for a in stream + self.reference() for frame in accumulator.add(a)] == []
+        assert [f.calibration is None for f in accumulator.finish()] == [False, True]
+
+    @pytest.mark.parametrize(
+        "end",
+        [{"repetition": 1}, {}, {"slice": 1, "flags": LAST_FLAGS[2:]}],
+        ids=["repetition", "frame", "measurement"],
+    )
+    def test_calibration_that_never_comes_is_waited_for_once(self, end):
+        accumulator = Accumulator(scan(calibration_mode="separate"))
+        for acquisition in lines_of_a_frame(last=LAST_FLAGS[:1]):
+            assert accumulator.add(acquisition) == []
+        frame, *_ = accumulator.add(readout(random_data(0), **end))
+        assert (frame.key, len(frame.imaging.lines), frame.calibration) == (Key(), Y, None)
+        later = [accumulator.add(a) for a in lines_of_a_frame(last=LAST_FLAGS[:1], repetition=2)]
+        assert [f.key.repetition for f in later[-1]][-1] == 2
+
+    def test_calibration_that_comes_too_late_is_announced_with_the_reason(self):
+        stream = [*lines_of_a_frame(last=LAST_FLAGS[2:]), *self.reference()]
+        frames, texts = warnings_of(scan(calibration_mode="separate"), stream)
+        assert only(frames).calibration is None
+        assert ["3 calibration readouts are not used: they came after the images" in text for text in texts] == [True]
+
     def test_calibration_lines_outside_the_matrix_are_left_out_and_announced(self):
         stream = [readout(random_data(s), s, flags=self.ONLY) for s in range(20)] + lines_of_a_frame()
         frames, texts = warnings_of(scan(calibration_mode="separate"), stream)
@@ -578,6 +760,12 @@ class TestRefusals:
         assert accumulator.summary() == before
         assert_same(only(accumulator.finish()), only(run(scan(), lines_of_a_frame())))
         assert accumulator.noise.samples == X
+
+    def test_readouts_of_another_trajectory_are_refused_by_its_name(self):
+        mixed = Scan(encodings=(NotCartesian(trajectory="spiral"), encoding()))
+        assert len(only(run(mixed, lines_of_a_frame(space=1))).imaging.lines) == Y
+        with pytest.raises(InvalidFrame, match=r"encoding space 0 of trajectory 'spiral'.*'cartesian' only"):
+            Accumulator(mixed).add(readout(random_data(0), space=0))
 
     def test_a_bad_first_readout_of_a_repetition_does_not_cost_the_one_before(self):
         accumulator = Accumulator(scan())
@@ -618,7 +806,7 @@ ANY_READOUT = st.fixed_dictionaries(
 
 
 @settings(max_examples=120, deadline=None)
-@given(st.lists(ANY_READOUT, max_size=25), st.sampled_from([None, "separate"]), st.integers(1, 2))
+@given(st.lists(ANY_READOUT, max_size=25), st.sampled_from([None, "separate"]), st.sampled_from([None, 1, 2]))
 def test_every_readout_is_counted_once_and_every_imaging_readout_is_in_one_frame(fields, mode, averages):
     the_scan = Scan(encodings=(encoding(calibration_mode=mode, averages=averages), encoding(y=6, z=3)))
     accumulator, frames, refused = Accumulator(the_scan), [], 0
@@ -631,7 +819,6 @@ def test_every_readout_is_counted_once_and_every_imaging_readout_is_in_one_frame
     summary = accumulator.summary()
     counted = summary.imaging + summary.calibration + summary.noise + sum(summary.skipped.values())
     assert counted + refused == len(fields)
-    assert summary.complete
     assert summary.frames == len(frames)
     assert round(sum(f.average_count * len(f.imaging.lines) for f in frames)) == summary.imaging
 

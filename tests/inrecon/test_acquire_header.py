@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inrecon.acquire import Limits, parse_header
+from inrecon.acquire import Encoding, Limits, NotCartesian, parse_header
 from inrecon.errors import InvalidHeader
 from inrecon.events import listening
 
@@ -19,8 +19,6 @@ BODY = """<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD" xmlns:xsi="http://
   <studyInformation><bodyPartExamined>HEAD</bodyPartExamined></studyInformation>
   <measurementInformation>
     <measurementID>m1</measurementID><patientPosition>HFS</patientPosition><protocolName>t2_tse</protocolName>
-    <measurementDependency><dependencyType>SenMap</dependencyType><measurementID>m-map</measurementID></measurementDependency>
-    <measurementDependency><dependencyType>noise</dependencyType><measurementID>m-noise</measurementID></measurementDependency>
   </measurementInformation>
   <acquisitionSystemInformation>
     <systemVendor>ACME</systemVendor><systemFieldStrength_T>1.5</systemFieldStrength_T>
@@ -69,10 +67,9 @@ def swapped(old: str, new: str, xml: str = XML) -> bytes:
 
 def test_every_fact_is_read():
     scan = parse_header(XML.encode())
-    assert (scan.measurement_id, scan.protocol_name, scan.sequence, scan.anatomy) == ("m1", "t2_tse", "TSE", "HEAD")
-    assert (scan.vendor, scan.field_strength_T, scan.receiver_channels) == ("ACME", 1.5, 16)
+    assert (scan.protocol_name, scan.sequence, scan.anatomy) == ("t2_tse", "TSE", "HEAD")
+    assert (scan.vendor, scan.field_strength_T) == ("ACME", 1.5)
     assert scan.relative_bandwidth == 0.9
-    assert scan.noise_dependencies == ("m-noise",)
     (encoding,) = scan.encodings
     assert encoding.geometry.encoded_matrix == (384, 144, 12)
     assert encoding.geometry.encoded_fov_mm == (560, 210, 96)
@@ -81,9 +78,7 @@ def test_every_fact_is_read():
     assert encoding.matrix == (144, 192)
     assert encoding.step_1 == Limits(minimum=2, maximum=105, center=54)
     assert encoding.step_2 == Limits(minimum=0, maximum=9, center=5)
-    counts = (encoding.averages, encoding.slices, encoding.contrasts, encoding.phases, encoding.repetitions)
-    assert (*counts, encoding.sets) == (2, 3, 4, 5, 6, 7)
-    assert (encoding.trajectory, encoding.calibration_mode, encoding.acceleration) == ("cartesian", "separate", (3, 2))
+    assert (encoding.averages, encoding.calibration_mode) == (2, "separate")
     assert encoding.calibrates_apart
 
 
@@ -127,8 +122,7 @@ def test_what_the_header_does_not_say_is_none_or_a_stated_default():
     assert scan.relative_bandwidth == 0.793
     assert encoding.step_1 == Limits(minimum=0, maximum=143, center=72)
     assert encoding.step_2 == Limits(minimum=0, maximum=11, center=6)
-    assert (encoding.averages, encoding.repetitions, encoding.calibration_mode) == (1, 1, None)
-    assert encoding.acceleration == (1, 1)
+    assert (encoding.averages, encoding.calibration_mode) == (None, None)
     assert not encoding.calibrates_apart
 
 
@@ -149,10 +143,69 @@ def test_several_encodings_keep_their_order():
     assert [e.geometry.encoded_matrix[1] for e in scan.encodings] == [144, 160]
 
 
-@pytest.mark.parametrize("trajectory", ["radial", "goldenangle", "spiral", "epi", "other", "helix"])
-def test_other_trajectories_are_refused_by_name(trajectory):
-    with pytest.raises(InvalidHeader, match=f"{trajectory}.*cartesian"):
+OTHER_TRAJECTORIES = ["radial", "goldenangle", "spiral", "epi", "other", "helix"]
+
+
+@pytest.mark.parametrize("trajectory", OTHER_TRAJECTORIES)
+def test_a_scan_of_other_trajectories_only_is_refused_by_their_names(trajectory):
+    with pytest.raises(InvalidHeader, match=f"cartesian.*{trajectory}"):
         parse_header(swapped("<trajectory>cartesian", f"<trajectory>{trajectory}"))
+
+
+@pytest.mark.parametrize("trajectory", OTHER_TRAJECTORIES)
+@pytest.mark.parametrize("limits", [LIMITS_1, LIMITS_1.replace(">54<", ">1000<")], ids=["sound", "of another meaning"])
+def test_another_trajectory_beside_a_cartesian_one_keeps_its_number(trajectory, limits):
+    section = re.search(r"<encoding>.*</encoding>", XML, re.DOTALL).group()
+    other = section.replace("<trajectory>cartesian", f"<trajectory>{trajectory}").replace(LIMITS_1, limits)
+    (cartesian,) = parse_header(XML.encode()).encodings
+    for pair, index in (((other, section), 0), ((section, other), 1)):
+        encodings = parse_header(XML.replace(section, "".join(pair)).encode()).encodings
+        assert encodings[index] == NotCartesian(trajectory=trajectory)
+        assert encodings[1 - index] == cartesian
+
+
+TWO_D = XML.replace("<z>12</z>", "<z>1</z>").replace("<z>10</z>", "<z>1</z>")
+
+
+@pytest.mark.parametrize(
+    ("encoded", "recon", "expected"),
+    [
+        ("<z>0</z>", "<z>5</z>", (5, 5)),
+        ("<z>4</z>", "<z>0</z>", (4, 4)),
+        ("<z>0</z>", "<z>0</z>", (1, 1)),
+        ("", "", (1, 1)),
+        ("", "<z>5</z>", (5, 5)),
+        ("<z>NaN</z>", "<z>-1</z>", (1, 1)),
+        ("<z>6</z>", "<z>3</z>", (6, 3)),
+    ],
+)
+def test_a_slice_may_have_no_thickness(encoded, recon, expected):
+    xml = swapped("<z>80</z>", recon, swapped("<z>96</z>", encoded, TWO_D).decode())
+    geometry = parse_header(xml).encodings[0].geometry
+    assert (geometry.encoded_fov_mm[2], geometry.recon_fov_mm[2]) == expected
+    assert (geometry.encoded_fov_mm[:2], geometry.recon_fov_mm[:2]) == ((560, 210), (280, 210))
+
+
+@pytest.mark.parametrize("thickness", ["<z>96</z>", "<z>80</z>"])
+@pytest.mark.parametrize("unstated", ["<z>0</z>", ""])
+def test_a_volume_must_have_one(thickness, unstated):
+    with pytest.raises(InvalidHeader, match="fields of view must be positive"):
+        parse_header(swapped(thickness, unstated))
+
+
+@pytest.mark.parametrize(
+    ("limits", "lines"),
+    [
+        (LIMITS_1, 104 * 10),
+        ("<minimum>0</minimum><maximum>143</maximum><center>72</center>", 144 * 10),
+        ("<minimum>0</minimum><maximum>150</maximum><center>72</center>", 144 * 10),
+        ("<minimum>0</minimum><maximum>143</maximum><center>70</center>", 142 * 10),
+        ("<minimum>0</minimum><maximum>143</maximum><center>80</center>", 136 * 10),
+    ],
+)
+def test_a_full_frame_has_the_lines_that_limits_and_matrix_share(limits, lines):
+    (encoding,) = parse_header(swapped(LIMITS_1, limits)).encodings
+    assert encoding.lines == lines
 
 
 @pytest.mark.parametrize("mode", ["embedded", "interleaved", "separate", "external", "other"])
@@ -183,7 +236,7 @@ def test_an_unknown_calibration_mode_is_other():
         (LIMITS_1, LIMITS_1.replace(">54<", ">1<"), "kspace_encoding_step_1: the center, 1, must lie in .* 2 to 105"),
         (LIMITS_1, LIMITS_1.replace(">54<", ">106<"), "center, 106"),
         (LIMITS_1, LIMITS_1.replace(">105<", ">x<"), "kspace_encoding_step_1 maximum must be a whole number"),
-        ("<maximum>2<", "<maximum>70000<", "slice maximum must be a whole number from 0 to 65535"),
+        ("<maximum>1<", "<maximum>70000<", "average maximum must be a whole number from 0 to 65535"),
         ("<matrixSize>", "<matrixSized>", "mismatched tag"),
     ],
 )
@@ -265,7 +318,7 @@ def test_any_damage_gives_a_scan_or_invalid_header(at, length, put):
         scan = parse_header(damaged)
     except InvalidHeader:
         return
-    assert all(0 < n <= 65535 for e in scan.encodings for n in e.geometry.encoded_matrix)
+    assert all(0 < n <= 65535 for e in scan.encodings if isinstance(e, Encoding) for n in e.geometry.encoded_matrix)
 
 
 def test_a_scan_cannot_be_changed():
@@ -287,6 +340,5 @@ def test_a_scanners_header():
     (encoding,) = scan.encodings
     assert encoding.matrix == (144, 192)
     assert encoding.step_1 == Limits(minimum=0, maximum=105, center=54)
-    assert (encoding.calibration_mode, encoding.acceleration) == ("embedded", (3, 1))
-    assert (scan.sequence, scan.vendor, scan.receiver_channels) == ("SSFP", "SIEMENS", 14)
-    assert len(scan.noise_dependencies) == 1
+    assert encoding.calibration_mode == "embedded"
+    assert (scan.sequence, scan.vendor) == ("SSFP", "SIEMENS")

@@ -21,6 +21,8 @@ from inrecon.simulate import (
     simulate_scan,
     write_ismrmrd,
 )
+from inrecon.simulate.header import RELATIVE_NOISE_BANDWIDTH
+from inrecon.simulate.readouts import NOISE_DWELL_US, noise_colour, noise_readouts, slice_readouts
 
 SMALL = {"shape": (48, 40), "coils": 4, "acs": 12, "acceleration": 4}
 
@@ -157,6 +159,36 @@ def test_noise_readouts_whiten_the_imaging_readouts_as_gadgetron_scales_them(ove
     white = np.linalg.solve(np.linalg.cholesky(covariance), noise) * np.sqrt(2 * dwell / noise_dwell * bandwidth)
     found = white @ white.conj().T / white.shape[1]
     np.testing.assert_allclose(found, 2 * np.eye(4), atol=0.15)  # unit variance of real and imaginary part
+
+
+@pytest.mark.parametrize("coils", [1, 2, 8, 48, 64, 128])
+def test_noise_of_any_number_of_coils_can_be_whitened(coils: int) -> None:
+    for seed in range(5):
+        colour = noise_colour(coils, np.random.default_rng(seed))
+        covariance = colour @ colour.conj().T
+        assert np.trace(covariance).real == pytest.approx(coils)
+        assert np.linalg.cond(covariance) < 100
+        assert (np.diag(covariance).real > 0.4).all()
+
+
+@pytest.mark.parametrize("coils", [4, 64])
+def test_noise_has_the_covariance_of_its_colour(coils: int) -> None:
+    rng = np.random.default_rng(0)
+    colour = noise_colour(coils, rng)
+    alone = [a.data for a in noise_readouts(40, samples=1000, colour=colour, dwell_us=NOISE_DWELL_US, rng=rng)]
+    mask = np.ones(40, bool)
+    lines = slice_readouts(
+        np.zeros((coils, 40, 1000), complex), mask, calibration=~mask, colour=colour, dwell_us=1.0, rng=rng
+    )
+    for samples, power in ((alone, RELATIVE_NOISE_BANDWIDTH), ([a.data for a in lines], 1.0)):
+        noise = np.concatenate(samples, axis=1).astype(complex)
+        found = noise @ noise.conj().T / noise.shape[1] / power
+        np.testing.assert_allclose(found, colour @ colour.conj().T, atol=0.05)
+
+
+def test_scans_of_64_coils_can_be_simulated() -> None:
+    scan = simulate_scan(shape=(16, 16), coils=64, acs=8, acceleration=2)
+    assert {a.data.shape[0] for a in scan.acquisitions} == {64}
 
 
 @pytest.mark.parametrize("snr", [5.0, 50.0])

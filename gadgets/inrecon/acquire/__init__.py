@@ -1,7 +1,8 @@
 """XML header to `Scan`; acquisitions to `RawFrame`. No torch: this runs where readouts are collected."""
 
-from inrecon.acquire.accumulate import Accumulator, Summary
+from inrecon.acquire.accumulate import Accumulator
 from inrecon.acquire.header import parse_header
-from inrecon.acquire.scan import Encoding, Limits, Scan
+from inrecon.acquire.scan import Encoding, Limits, NotCartesian, Scan
+from inrecon.acquire.summary import Summary
 
-__all__ = ["Accumulator", "Encoding", "Limits", "Scan", "Summary", "parse_header"]
+__all__ = ["Accumulator", "Encoding", "Limits", "NotCartesian", "Scan", "Summary", "parse_header"]

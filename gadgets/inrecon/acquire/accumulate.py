@@ -1,91 +1,61 @@
 """Acquisitions to frames: which readouts belong together, and when a frame is complete."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
 
 import ismrmrd
 
-from inrecon.acquire.buffers import Budget, CalibrationStore, Line, LineBuffer, NoiseSum
+from inrecon.acquire.buffers import Budget, CalibrationStore, Line, NoiseSum
+from inrecon.acquire.pending import History, OpenFrame
 from inrecon.acquire.readout import (
     CALIBRATION,
     LAST_IN_MEASUREMENT,
     LAST_IN_REPETITION,
     LAST_IN_SLICE,
     NOISE,
-    Placed,
     dwell_us,
     kept_samples,
     place,
     purpose,
 )
-from inrecon.acquire.scan import FRAME_BYTES_LIMIT, SAMPLE_BYTES, Encoding, Scan
+from inrecon.acquire.scan import FRAME_BYTES_LIMIT, SAMPLE_BYTES, Encoding, NotCartesian, Scan
+from inrecon.acquire.summary import Summary
 from inrecon.errors import InvalidFrame
 from inrecon.events import Warned, observe
 from inrecon.frame import Key, Noise, Protocol, RawFrame
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """How many readouts were taken as what, or `skipped` by reason; `complete` if no frame waits for its end."""
-
-    imaging: int
-    calibration: int
-    noise: int
-    skipped: Mapping[str, int]
-    frames: int
-    complete: bool
-
-    def __str__(self) -> str:
-        skipped = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items())) or "none"
-        return (
-            f"{self.frames} frames of {self.imaging} imaging readouts; {self.calibration} calibration readouts, "
-            f"{self.noise} noise readouts; skipped: {skipped}"
-        )
-
-
-class _OpenFrame:
-    """Imaging readouts of one frame so far, and the header of the one nearest the centre of k-space."""
-
-    def __init__(self, encoding: Encoding, *, budget: Budget, follows: int) -> None:
-        x, y, z = encoding.geometry.encoded_matrix
-        self.encoding = encoding
-        self.lines = LineBuffer(x, budget=budget)
-        self.follows = follows  # lines of the frame that ended before this one began under the same counters
-        self.reference = b""
-        self.sample_time_us = 0.0
-        self._center = z // 2, y // 2
-        self._nearest: tuple[int, ...] | None = None
-
-    def add(self, acquisition: ismrmrd.Acquisition, line: Line, placed: Placed) -> None:
-        self.lines.add(line, placed)
-        distance = sum((at - center) ** 2 for at, center in zip(line, self._center, strict=True))
-        rank = (distance, *line, acquisition.idx.average, acquisition.scan_counter)
-        if self._nearest is None or rank < self._nearest:
-            self._nearest = rank
-            self.reference = bytes(acquisition.getHead())
-            self.sample_time_us = dwell_us(acquisition)
 
 
 class Accumulator:
     """Collects the readouts of a scan into frames.
 
     Readouts of one frame share slice, contrast, phase, repetition, set and encoding space; lines acquired more than
-    once are averaged. A frame ends with LAST_IN_SLICE (of the last average, where the header counts several),
+    once are averaged. A frame ends with LAST_IN_SLICE (of the last average, where several are known of),
     LAST_IN_REPETITION, LAST_IN_MEASUREMENT, the first imaging readout of a later repetition, or `finish`.
 
+    It also ends when readouts of other counters follow and nothing can be missing: it holds every line inside the
+    header's limits in all averages that the header counts, or every line, as often, that the frames of earlier
+    repetitions held, of those that no flag ended. A change of counters alone tells nothing: interleaved slices change
+    with every readout, and a header does not say which lines an accelerated scan will leave out. Slices of one such
+    repetition that carry no flags come with `finish`.
+
+    Where calibration is a scan of its own, the first frames of a slice that has none yet wait for it beyond their own
+    flags: until a flag after it, LAST_IN_MEASUREMENT, a later repetition, further imaging readouts, or `finish`.
+
     Readouts that come after the end of their frame begin a new frame with the same counters, as real-time streams
-    that count nothing want it; a new frame that ends with fewer than half the lines of the one before is taken to be
-    stragglers of that one and left out. Both are announced (`Warned`), as is everything else that is left out, once
-    a kind; `summary` counts them.
+    that count nothing want it. Unless a flag of its own ends it, a new frame of fewer than half the lines of the one
+    before is taken to be stragglers of that one and left out. Averages that come late are images of their own; frames
+    after them wait for as many. All this is announced (`Warned`), as is everything else that is left out, once a
+    kind; `summary` counts them.
     """
 
     def __init__(self, scan: Scan, *, limit_bytes: int = FRAME_BYTES_LIMIT) -> None:
         self._scan = scan
         self._limit_bytes = limit_bytes
         self._budget = Budget(limit_bytes)
-        self._open: dict[Key, _OpenFrame] = {}
-        self._ended: dict[Key, tuple[int, int]] = {}
+        self._open: dict[Key, OpenFrame] = {}
+        self._current: Key | None = None
+        self._history = History()
+        self._averages: dict[int, int] = {}
         self._calibration = CalibrationStore(self._budget)
         self._noise = NoiseSum(scan.relative_bandwidth)
         self._channels: int | None = None
@@ -102,8 +72,8 @@ class Accumulator:
         """Take one readout; gives the frames that it completes.
 
         Raises `InvalidFrame` if the readout holds no samples, values that are not finite or more samples than the
-        encoded matrix, refers to no encoding space of the header, changes the number of channels, or needs more memory
-        than is allowed. Such a readout is not part of any frame.
+        encoded matrix, refers to no Cartesian encoding space of the header, changes the number of channels, or needs
+        more memory than is allowed. Such a readout is not part of any frame.
         """
         flags = int(acquisition.flags)
         key = _key(acquisition)
@@ -115,13 +85,17 @@ class Accumulator:
             self._skip(reason, f"readouts marked as {reason} are not part of the image and are left out")
         else:
             done = self._add_line(acquisition, key, calibration=bool(flags & CALIBRATION))
-        return done + self._end(self._ended_by(flags, key, average=acquisition.idx.average))
+        return done + self._end(self._flagged(flags, key, average=acquisition.idx.average))
 
     def finish(self) -> list[RawFrame]:
         """End of the stream: the frames that no flag ended."""
         done = self._end(self._open)
         if unused := self._calibration.unused():
-            self._warn("unused", f"{unused} calibration readouts belong to no slice that was imaged, and are not used")
+            self._warn(
+                "unused",
+                f"{unused} calibration readouts are not used: they came after the images of their slice, or their "
+                "slice was not imaged",
+            )
         return done
 
     def summary(self) -> Summary:
@@ -132,7 +106,6 @@ class Accumulator:
             noise=self._taken["noise"],
             skipped=dict(self._skipped),
             frames=self._taken["frames"],
-            complete=not self._open,
         )
 
     def _add_line(self, acquisition: ismrmrd.Acquisition, key: Key, *, calibration: bool) -> list[RawFrame]:
@@ -154,10 +127,11 @@ class Accumulator:
         if not (0 <= line[0] < z and 0 <= line[1] < y):
             self._skip("outside the encoded matrix", "lines outside the header's encoded matrix are left out")
             return []
-        done = self._end([earlier for earlier in self._open if earlier.repetition < key.repetition])
-        frame = self._open.get(key) or self._begin(key, encoding)
+        done = self._end(self._superseded(key))
+        frame = self._open.get(key) or self._begin(key, encoding, average=acquisition.idx.average)
         frame.add(acquisition, line, placed)
         self._open[key] = frame
+        self._current = key
         self._taken["imaging"] += 1
         return done
 
@@ -166,7 +140,13 @@ class Accumulator:
             raise InvalidFrame(
                 f"a readout refers to encoding space {space}; the header describes {len(self._scan.encodings)}, from 0"
             )
-        return self._scan.encodings[space]
+        encoding = self._scan.encodings[space]
+        if isinstance(encoding, NotCartesian):
+            raise InvalidFrame(
+                f"a readout refers to encoding space {space} of trajectory {encoding.trajectory!r}; this version "
+                "reconstructs 'cartesian' only"
+            )
+        return encoding
 
     def _check_channels(self, channels: int, encoding: Encoding) -> None:
         if self._channels is not None and channels != self._channels:
@@ -180,28 +160,59 @@ class Accumulator:
             )
         self._channels = channels
 
-    def _begin(self, key: Key, encoding: Encoding) -> _OpenFrame:
-        repetition, lines = self._ended.get(replace(key, repetition=0), (-1, 0))
-        follows = lines if key.repetition <= repetition else 0
-        if follows:
+    def _begin(self, key: Key, encoding: Encoding, *, average: int) -> OpenFrame:
+        follows = self._history.follows(key)
+        if follows and average:
+            self._averages[key.encoding_space] = max(self._averages.get(key.encoding_space, 1), average + 1)
+            self._warn(
+                "averages",
+                "averages came after their frame had ended and become images of their own; encodingLimits in the "
+                "header should count them, or only the last one carry LAST_IN_SLICE",
+            )
+        elif follows:
             self._warn("late", "readouts came after the end of their frame; they begin a new one of the same counters")
-        return _OpenFrame(encoding, budget=self._budget, follows=follows)
+        return OpenFrame(encoding, budget=self._budget, follows=follows)
 
-    def _ended_by(self, flags: int, key: Key, *, average: int) -> list[Key]:
-        """Keys of the frames that the flags of a readout, of any kind, end."""
-        if flags & LAST_IN_MEASUREMENT:
-            return list(self._open)
-        if flags & LAST_IN_REPETITION:
-            return [open_ for open_ in self._open if open_.repetition == key.repetition]
-        if flags & LAST_IN_SLICE and key in self._open and average + 1 >= self._open[key].encoding.averages:
-            return [key]
-        return []
+    def _superseded(self, key: Key) -> list[Key]:
+        """Keys of the open frames that an imaging readout of `key` ends, whatever its flags."""
+        ended = []
+        for other, frame in self._open.items():
+            if other.repetition < key.repetition or (other == key and frame.flagged):
+                ended.append(other)
+            elif other == self._current != key and not self._waits(other, frame):
+                ended += [other] if frame.is_full or self._history.repeated(other, frame) else []
+        return ended
+
+    def _flagged(self, flags: int, key: Key, *, average: int) -> list[Key]:
+        """Keys of the open frames that the flags of a readout, of any kind, end; marks those that now wait."""
+        if not flags & (LAST_IN_SLICE | LAST_IN_REPETITION | LAST_IN_MEASUREMENT):
+            return []
+        ended = []
+        for other, frame in self._open.items():
+            averages = max(frame.encoding.averages or 1, self._averages.get(other.encoding_space, 1))
+            own_slice = (other.slice, other.encoding_space) == (key.slice, key.encoding_space)
+            if (
+                flags & LAST_IN_MEASUREMENT
+                or (flags & LAST_IN_REPETITION and other.repetition == key.repetition)
+                or (flags & LAST_IN_SLICE and other == key and average + 1 >= averages)
+                or (own_slice and frame.flagged)
+            ):
+                waits = not flags & LAST_IN_MEASUREMENT and self._waits(other, frame)
+                frame.flagged |= other == key or waits
+                ended += [] if waits else [other]
+        return ended
+
+    def _waits(self, key: Key, frame: OpenFrame) -> bool:
+        """Whether a frame that could end should wait for the calibration of its slice."""
+        apart = frame.encoding.calibrates_apart
+        return apart and not self._calibration.serves(key) and not self._history.imaged(key)
 
     def _end(self, keys: Iterable[Key]) -> list[RawFrame]:
         done = []
         for key in sorted(keys):
             frame = self._open.pop(key)
-            if 2 * len(frame.lines) < frame.follows:
+            self._history.add(key, frame)
+            if frame.is_straggler:
                 self._taken["imaging"] -= frame.lines.readouts
                 self._skip(
                     "after the end of their frame",
@@ -209,13 +220,12 @@ class Accumulator:
                     count=frame.lines.readouts,
                 )
             else:
-                self._ended[replace(key, repetition=0)] = key.repetition, len(frame.lines)
                 done.append(self._raw_frame(key, frame))
                 self._taken["frames"] += 1
             frame.lines.release()
         return done
 
-    def _raw_frame(self, key: Key, frame: _OpenFrame) -> RawFrame:
+    def _raw_frame(self, key: Key, frame: OpenFrame) -> RawFrame:
         _, y, z = frame.encoding.geometry.encoded_matrix
         imaging = frame.lines.mean(frame.lines)
         calibration, outside = self._calibration.find(key, frame.encoding)
@@ -247,7 +257,7 @@ class Accumulator:
             anatomy=self._scan.anatomy,
             vendor=self._scan.vendor,
             field_strength_T=self._scan.field_strength_T,
-            trajectory=encoding.trajectory,
+            trajectory="cartesian",
             matrix=encoding.matrix,
             acceleration=acceleration,
             coils=coils,

@@ -1,5 +1,6 @@
 """Where readouts wait until their frame is complete."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -43,6 +44,7 @@ class LineBuffer:
         self._budget = budget
         self._bytes = 0
         self._sums: dict[Line, tuple[Complex, NDArray[np.int32]]] = {}
+        self.repeats: Counter[Line] = Counter()
         self.readouts = 0
 
     def __len__(self) -> int:
@@ -63,6 +65,7 @@ class LineBuffer:
         where = slice(placed.start, placed.start + placed.samples.shape[1])
         total[:, where] += placed.samples
         counts[where] += 1
+        self.repeats[line] += 1
         self.readouts += 1
 
     def mean(self, lines: Iterable[Line], *, origin: Line = (0, 0)) -> Readouts:
@@ -132,6 +135,10 @@ class CalibrationStore:
         self._buffers[key].add(step, placed)
         self._means.pop(key, None)
 
+    def serves(self, key: Key) -> bool:
+        """Whether there is a calibration scan that `find` would give a frame."""
+        return any((k.slice, k.encoding_space) == (key.slice, key.encoding_space) for k in self._buffers)
+
     def find(self, key: Key, encoding: Encoding) -> tuple[Readouts | None, int]:
         """The calibration scan for a frame, and how many of its lines fall outside the encoded matrix.
 
@@ -152,7 +159,7 @@ class CalibrationStore:
         return self._means[best]
 
     def unused(self) -> int:
-        """How many readouts belong to a slice and encoding space that no frame asked for."""
+        """How many readouts belong to a slice and encoding space of which no frame found them."""
         return sum(b.readouts for k, b in self._buffers.items() if (k.slice, k.encoding_space) not in self._used)
 
 

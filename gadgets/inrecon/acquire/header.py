@@ -4,9 +4,10 @@ import math
 import re
 import sys
 import warnings
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeVar
 
-from ismrmrd.xsd import ismrmrdHeader
+from ismrmrd.xsd import fieldOfViewMm, ismrmrdHeader
 from xsdata.exceptions import ConverterWarning, ParserError
 from xsdata.formats.dataclass.context import XmlContext
 from xsdata.formats.dataclass.parsers import XmlParser
@@ -20,6 +21,7 @@ from inrecon.acquire.scan import (
     CalibrationMode,
     Encoding,
     Limits,
+    NotCartesian,
     Scan,
 )
 from inrecon.errors import InvalidFrame, InvalidHeader
@@ -29,13 +31,16 @@ NAMESPACE = "http://www.ismrm.org/ISMRMRD"
 RELATIVE_BANDWIDTH = 0.793  # what Gadgetron assumes where a header does not say
 _CONTEXT = XmlContext()  # what xsdata learns of the schema's classes, once
 _COUNTER_MAX = 2**16 - 1  # counters and sizes are unsigned short on the wire
+_UNSTATED_SLICE_MM = 1.0
+
+T = TypeVar("T")
 
 
 def parse_header(xml: bytes) -> Scan:
     """The scan that an ISMRMRD XML header describes.
 
     Takes UTF-8 or Latin-1, NUL-terminated or not, and unknown elements. Raises `InvalidHeader` if it is not such a
-    header, declares a document type or entities, describes anything but Cartesian sampling, or sizes that cannot be
+    header, declares a document type or entities, describes no Cartesian encoding space, or one of sizes that cannot be
     reconstructed.
     """
     header = _deserialise(_decode(xml))
@@ -43,23 +48,14 @@ def parse_header(xml: bytes) -> Scan:
         raise InvalidHeader("the header has no encoding section; one for each encoding space is needed")
     system = header.acquisitionSystemInformation
     measurement = header.measurementInformation
-    channels = _number(_get(system, "receiverChannels"))
-    dependencies = _get(measurement, "measurementDependency") or ()
     return Scan(
-        encodings=tuple(_encoding(encoding, f"encoding {i}") for i, encoding in enumerate(header.encoding)),
-        measurement_id=_text(_get(measurement, "measurementID")),
+        encodings=_encodings(header.encoding),
         protocol_name=_text(_get(measurement, "protocolName")),
         sequence=_text(_get(header.sequenceParameters, "sequence_type")),
         anatomy=_text(_get(header.studyInformation, "bodyPartExamined")),
         vendor=_text(_get(system, "systemVendor")),
         field_strength_T=_number(_get(system, "systemFieldStrength_T")),
-        receiver_channels=None if channels is None else int(channels),
         relative_bandwidth=_number(_get(system, "relativeReceiverNoiseBandwidth")) or RELATIVE_BANDWIDTH,
-        noise_dependencies=tuple(
-            str(_get(dependency, "measurementID"))
-            for dependency in dependencies
-            if str(_get(dependency, "dependencyType")).lower() == "noise"
-        ),
     )
 
 
@@ -78,7 +74,7 @@ def _decode(xml: bytes) -> str:
 
 def _deserialise(text: str) -> Any:
     """An `ismrmrdHeader`, by the standard library's parser so that an installed lxml changes nothing."""
-    config = ParserConfig(fail_on_unknown_properties=False)
+    config = ParserConfig(fail_on_unknown_properties=False, class_factory=_built)
     parser = XmlParser(config=config, context=_CONTEXT, handler=XmlEventHandler)
     try:
         with warnings.catch_warnings():
@@ -97,6 +93,13 @@ def _deserialise(text: str) -> Any:
     return header
 
 
+def _built(kind: type[T], fields: dict[str, Any]) -> T:
+    """An element of the schema; a field of view may lack the thickness of its slice."""
+    if issubclass(kind, fieldOfViewMm):
+        fields = {"z": None, **fields}
+    return kind(**fields)
+
+
 def _missing(error: str, text: str) -> str:
     """The names that a constructor's complaint quotes, in words."""
     if NAMESPACE not in text:
@@ -106,37 +109,43 @@ def _missing(error: str, text: str) -> str:
     return f"{', '.join(names)} in {where}"
 
 
-def _encoding(encoding: Any, where: str) -> Encoding:
+def _encodings(sections: Iterable[Any]) -> tuple[Encoding | NotCartesian, ...]:
+    found = tuple(_encoding(section, f"encoding {i}") for i, section in enumerate(sections))
+    others = [encoding.trajectory for encoding in found if isinstance(encoding, NotCartesian)]
+    if len(others) == len(found):
+        raise InvalidHeader(
+            f"no encoding of the header is 'cartesian', which alone this version reconstructs, but {', '.join(others)}"
+        )
+    return found
+
+
+def _encoding(encoding: Any, where: str) -> Encoding | NotCartesian:
     trajectory = _choice(_get(encoding, "trajectory"))
     if trajectory != "cartesian":
-        raise InvalidHeader(f"{where} has a {trajectory!r} trajectory; this version reconstructs 'cartesian' only")
+        return NotCartesian(trajectory=trajectory)
     geometry = _geometry(encoding, where)
     _, y, z = geometry.encoded_matrix
     limits = _get(encoding, "encodingLimits")
-    parallel = _get(encoding, "parallelImaging")
-    counts = {
-        f"{name}s": _counter(getattr(_get(limits, name), "maximum", 0), f"{where}, encodingLimits {name} maximum") + 1
-        for name in ("average", "slice", "contrast", "phase", "repetition", "set")
-    }
+    average = getattr(_get(limits, "average"), "maximum", None)
     return Encoding(
         geometry=geometry,
         step_1=_limits(_get(limits, "kspace_encoding_step_1"), y, f"{where}, kspace_encoding_step_1"),
         step_2=_limits(_get(limits, "kspace_encoding_step_2"), z, f"{where}, kspace_encoding_step_2"),
-        trajectory=trajectory,
-        calibration_mode=_calibration_mode(parallel),
-        acceleration=_acceleration(parallel),
-        **counts,
+        averages=None if average is None else _counter(average, f"{where}, encodingLimits average maximum") + 1,
+        calibration_mode=_calibration_mode(_get(encoding, "parallelImaging")),
     )
 
 
 def _geometry(encoding: Any, where: str) -> Geometry:
     encoded, recon = _get(encoding, "encodedSpace"), _get(encoding, "reconSpace")
+    matrix = _matrix(encoded, f"{where}, encodedSpace matrixSize")
+    slice_mm = (_slice_mm(recon) or _slice_mm(encoded) or _UNSTATED_SLICE_MM) if matrix[2] == 1 else math.nan
     try:
         return Geometry(
-            encoded_matrix=_matrix(encoded, f"{where}, encodedSpace matrixSize"),
-            encoded_fov_mm=_fov(encoded),
+            encoded_matrix=matrix,
+            encoded_fov_mm=_fov(encoded, slice_mm=slice_mm),
             recon_matrix=_matrix(recon, f"{where}, reconSpace matrixSize"),
-            recon_fov_mm=_fov(recon),
+            recon_fov_mm=_fov(recon, slice_mm=slice_mm),
         )
     except InvalidFrame as error:
         raise InvalidHeader(f"{where}: {error}") from error
@@ -154,10 +163,15 @@ def _matrix(space: Any, where: str) -> tuple[int, int, int]:
     return x, y, z
 
 
-def _fov(space: Any) -> tuple[float, float, float]:
+def _slice_mm(space: Any) -> float | None:
+    return _number(_get(_get(space, "fieldOfView_mm"), "z"))
+
+
+def _fov(space: Any, *, slice_mm: float) -> tuple[float, float, float]:
+    """Field of view; along z it is `slice_mm` where a space does not say, as many of a 2-D scan do not."""
     fov = _get(space, "fieldOfView_mm")
-    x, y, z = (mm if isinstance(mm, float) else math.nan for mm in (_get(fov, axis) for axis in "xyz"))
-    return x, y, z
+    x, y = (mm if isinstance(mm, float) else math.nan for mm in (_get(fov, axis) for axis in "xy"))
+    return x, y, _slice_mm(space) or slice_mm
 
 
 def _limits(limit: Any, size: int, where: str) -> Limits:
@@ -180,12 +194,6 @@ def _calibration_mode(parallel: Any) -> CalibrationMode | None:
         return None
     name = _choice(mode)
     return next((known for known in CALIBRATION_MODES if known == name), "other")
-
-
-def _acceleration(parallel: Any) -> tuple[int, int]:
-    factors = _get(parallel, "accelerationFactor")
-    one, two = (_number(_get(factors, f"kspace_encoding_step_{i}")) or 1 for i in (1, 2))
-    return max(round(one), 1), max(round(two), 1)
 
 
 def _get(section: Any, name: str) -> Any:

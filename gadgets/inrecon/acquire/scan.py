@@ -26,27 +26,21 @@ class Limits:
     def __contains__(self, step: int) -> bool:
         return self.minimum <= step <= self.maximum
 
+    def inside(self, size: int) -> int:
+        """How many of the steps fall on a matrix of `size` with the centre of k-space at ``size // 2``."""
+        first = self.center - size // 2
+        return max(min(self.maximum, first + size - 1) - max(self.minimum, first) + 1, 0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """One encoding space of the header.
-
-    `averages` .. `sets` are how many values each counter takes (1 where the header does not say), `acceleration`
-    the nominal factors along step 1 and 2.
-    """
+    """One Cartesian encoding space of the header; `averages` is None where the header does not count them."""
 
     geometry: Geometry
     step_1: Limits
     step_2: Limits
-    averages: int = 1
-    slices: int = 1
-    contrasts: int = 1
-    phases: int = 1
-    repetitions: int = 1
-    sets: int = 1
-    trajectory: str = "cartesian"
+    averages: int | None = None
     calibration_mode: CalibrationMode | None = None
-    acceleration: tuple[int, int] = (1, 1)
 
     @property
     def calibrates_apart(self) -> bool:
@@ -54,28 +48,35 @@ class Encoding:
         return self.calibration_mode in ("separate", "external")
 
     @property
+    def lines(self) -> int:
+        """Lines of a frame that is sampled wherever the limits and the matrix allow."""
+        _, y, z = self.geometry.encoded_matrix
+        return self.step_1.inside(y) * (self.step_2.inside(z) if z > 1 else 1)
+
+    @property
     def matrix(self) -> tuple[int, int]:
-        """Encoded ``(y, x)`` without readout oversampling, told by the ratio of the fields of view."""
-        x, y, _ = self.geometry.encoded_matrix
-        kept = round(x * self.geometry.recon_fov_mm[0] / self.geometry.encoded_fov_mm[0])
-        return y, min(max(kept, 1), x)
+        """Encoded ``(y, x)`` without readout oversampling."""
+        return self.geometry.encoded_matrix[1], self.geometry.readout_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotCartesian:
+    """An encoding space that keeps its number and no more, since no readout of an image can refer to it."""
+
+    trajectory: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
     """One measurement as its ISMRMRD header describes it; None is 'the header does not say'.
 
-    `relative_bandwidth` is the receiver's noise bandwidth over its sampling bandwidth; `noise_dependencies` are the
-    IDs of measurements whose noise readouts serve this one.
+    `relative_bandwidth` is the receiver's noise bandwidth over its sampling bandwidth.
     """
 
-    encodings: tuple[Encoding, ...]
-    measurement_id: str | None = None
+    encodings: tuple[Encoding | NotCartesian, ...]
     protocol_name: str | None = None
     sequence: str | None = None
     anatomy: str | None = None
     vendor: str | None = None
     field_strength_T: float | None = None
-    receiver_channels: int | None = None
     relative_bandwidth: float = 0.793
-    noise_dependencies: tuple[str, ...] = ()

@@ -16,10 +16,13 @@ NOISE_DWELL_US = 4.0
 
 
 def noise_colour(coils: int, rng: np.random.Generator) -> Array:
-    """A random triangular ``(coils, coils)`` matrix that makes white samples correlated, their mean variance 1."""
-    mixing = np.eye(coils) + 0.15 * _white((coils, coils), rng)
-    covariance = (mixing * rng.uniform(0.8, 1.2, coils)[:, None]) @ mixing.conj().T
-    covariance = (covariance + covariance.conj().T) / 2
+    """A triangular ``(coils, coils)`` matrix that makes white samples correlated, their mean variance 1.
+
+    The covariance is that of sources of unequal power, one a coil, of which every coil hears a random part.
+    """
+    # A random matrix's eigenvalues grow with the square root of its size, and 1 would make the mixing singular.
+    mixing = np.eye(coils) + 0.15 * np.sqrt(8 / max(coils, 8)) * _white((coils, coils), rng)
+    covariance = (mixing * rng.uniform(0.8, 1.2, coils)) @ mixing.conj().T
     colour: Array = np.linalg.cholesky(covariance / np.trace(covariance).real * coils)
     return colour
 

@@ -1,0 +1,98 @@
+"""Frames that wait for their end, and what those that have ended tell of them."""
+
+from collections import Counter
+from dataclasses import replace
+
+import ismrmrd
+
+from inrecon.acquire.buffers import Budget, Line, LineBuffer
+from inrecon.acquire.readout import Placed, dwell_us
+from inrecon.acquire.scan import Encoding
+from inrecon.frame import Key
+
+
+class OpenFrame:
+    """Imaging readouts of one frame so far, and the header of the one nearest the centre of k-space.
+
+    `follows` is the number of lines of the frame that ended before this one began under the same counters, 0 if none
+    did; `flagged` whether its end was flagged, so that it waits for calibration at most.
+    """
+
+    def __init__(self, encoding: Encoding, *, budget: Budget, follows: int) -> None:
+        x, y, z = encoding.geometry.encoded_matrix
+        self.encoding = encoding
+        self.lines = LineBuffer(x, budget=budget)
+        self.follows = follows
+        self.flagged = False
+        self.reference = b""
+        self.sample_time_us = 0.0
+        self._center = z // 2, y // 2
+        self._nearest: tuple[int, ...] | None = None
+
+    def add(self, acquisition: ismrmrd.Acquisition, line: Line, placed: Placed) -> None:
+        """Add a readout to a line; raises `InvalidFrame` if the memory budget is spent."""
+        self.lines.add(line, placed)
+        distance = sum((at - center) ** 2 for at, center in zip(line, self._center, strict=True))
+        rank = (distance, *line, acquisition.idx.average, acquisition.scan_counter)
+        if self._nearest is None or rank < self._nearest:
+            self._nearest = rank
+            self.reference = bytes(acquisition.getHead())
+            self.sample_time_us = dwell_us(acquisition)
+
+    @property
+    def is_straggler(self) -> bool:
+        """Whether it is rather what a frame that ended too early left behind than a frame."""
+        return not self.flagged and 2 * len(self.lines) < self.follows
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it holds every line that the header leaves room for, in all averages that the header counts."""
+        averages, lines = self.encoding.averages, self.encoding.lines
+        # The last test is the slow one, and this is asked at every change of slice.
+        return (
+            averages is not None
+            and len(self.lines) == lines
+            and self.lines.readouts >= averages * lines
+            and min(self.lines.repeats.values()) >= averages
+        )
+
+
+class History:
+    """Frames that have ended, by their counters but the repetition."""
+
+    def __init__(self) -> None:
+        self._latest: dict[Key, tuple[int, int]] = {}
+        self._unflagged: dict[Key, Counter[Line]] = {}
+        self._slices: set[tuple[int, int]] = set()
+
+    def follows(self, key: Key) -> int:
+        """Lines of the latest frame if `key` is not of a later repetition, else 0."""
+        repetition, lines = self._latest.get(replace(key, repetition=0), (-1, 0))
+        return lines if key.repetition <= repetition else 0
+
+    def imaged(self, key: Key) -> bool:
+        """Whether a frame of the slice and encoding space has ended."""
+        return (key.slice, key.encoding_space) in self._slices
+
+    def repeated(self, key: Key, frame: OpenFrame) -> bool:
+        """Whether `frame` holds all that any earlier one did whose end no flag told; False if there was none."""
+        before = self._unflagged.get(replace(key, repetition=0))
+        return (
+            before is not None
+            and len(before) <= len(frame.lines)
+            and before.total() <= frame.lines.readouts
+            and before <= frame.lines.repeats
+        )
+
+    def add(self, key: Key, frame: OpenFrame) -> None:
+        """Remember a frame, or stragglers, that ended."""
+        of_any_repetition = replace(key, repetition=0)
+        if frame.is_straggler:
+            latest, _ = self._latest[of_any_repetition]
+            self._latest[of_any_repetition] = latest, len(frame.lines)
+            return
+        self._latest[of_any_repetition] = key.repetition, len(frame.lines)
+        self._slices.add((key.slice, key.encoding_space))
+        if not frame.flagged:
+            before = self._unflagged.get(of_any_repetition, Counter())
+            self._unflagged[of_any_repetition] = before | frame.lines.repeats
