@@ -6,18 +6,17 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from inrecon import __version__
 from inrecon.errors import InreconError
-from inrecon.frame import DTYPES, PRESETS, Request
+from inrecon.frame import Request
+from inrecon_server.arguments import MISUSED, build_parser
 
-_DEVICES = ("auto", "cpu", "cuda")
-_FAILED, _MISUSED, _INTERRUPTED = 1, 2, 130
+_FAILED, _INTERRUPTED = 1, 130
 
 
 class Failed(InreconError):
@@ -32,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     # OpenMP's idle threads spin by default, which on a busy machine costs more than the work itself.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    options = _parser().parse_args(arguments)
+    options = build_parser(_COMMANDS).parse_args(arguments)
     try:
         code: int = options.run(options)
     except KeyboardInterrupt:
@@ -40,10 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Failed as error:
         return _complain(str(error), _FAILED)
     except InreconError as error:
-        return _complain(str(error), _MISUSED)
+        return _complain(str(error), MISUSED)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
-        return _complain(f"{error.strerror or error}{where}", _MISUSED)
+        return _complain(f"{error.strerror or error}{where}", MISUSED)
     return code
 
 
@@ -52,119 +51,13 @@ def _complain(text: str, code: int) -> int:
     return code
 
 
+def _warn(text: str) -> None:
+    sys.stderr.write(f"inrecon: warning: {text}\n")
+
+
 def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse, with its errors in one line like all others."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(_MISUSED, f"inrecon: {message} ('{self.prog} --help' says more)\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="inrecon", description="Online MRI reconstruction with scan-specific neural representations.")
-    parser.add_argument("--version", action="version", version=f"inrecon {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    _add_serve(commands.add_parser("serve", help="reconstruct what clients and scanners send over TCP"))
-    _add_replay(commands.add_parser("replay", help="reconstruct a raw file without a server"))
-    _add_send(commands.add_parser("send", help="send a raw file to a server and keep its images"))
-    _add_check(commands.add_parser("check", help="say what is wrong with hyperparameter files"))
-    _add_demo(commands.add_parser("demo", help="simulate a scan and compare methods through a server"))
-    doctor = commands.add_parser("doctor", help="show versions, devices and files that were found")
-    doctor.set_defaults(run=_doctor)
-    return parser
-
-
-def _add_serve(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-H", "--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("-p", "--port", type=_port, default=9002, help="port, 0 for any free one (%(default)s)")
-    parser.add_argument(
-        "-d", "--defaultConfig", metavar="NAME", help="runs where a client names a configuration that does not exist"
-    )
-    _add_machine(parser)
-    parser.add_argument("-v", "--verbose", action="store_true", help="log more")
-    parser.add_argument("-l", "--logfile", type=Path, metavar="FILE", help="log to the end of FILE instead of stderr")
-    parser.set_defaults(run=_serve)
-
-
-def _add_replay(parser: argparse.ArgumentParser) -> None:
-    _add_raw(parser)
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.h5", help="where the images go")
-    parser.add_argument("-c", "--config", default="inr", help="name or text of a configuration (%(default)s)")
-    parser.add_argument("--method", metavar="NAME", help="method to use instead of the configuration's")
-    parser.add_argument("--preset", choices=PRESETS, help="how much time to spend")
-    parser.add_argument(
-        "--set",
-        action="append",
-        type=_setting,
-        default=[],
-        metavar="FIELD=VALUE",
-        dest="settings",
-        help="set a field of the method; may be repeated",
-    )
-    parser.add_argument("--dtype", choices=DTYPES, help="type of the images")
-    _add_machine(parser)
-    parser.add_argument("--png", type=Path, metavar="DIR", help="write each image as PNG, too")
-    parser.add_argument("--report", type=Path, metavar="FILE.json", help="write what was done to each image")
-    parser.set_defaults(run=_replay)
-
-
-def _add_send(parser: argparse.ArgumentParser) -> None:
-    _add_raw(parser)
-    parser.add_argument("-a", "--address", default="127.0.0.1", metavar="HOST", help="the server's (%(default)s)")
-    parser.add_argument("-p", "--port", type=_port, default=9002, help="the server's (%(default)s)")
-    parser.add_argument("-c", "--config", default="inr", help="name or text of a configuration (%(default)s)")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.h5", help="where the images go")
-    parser.set_defaults(run=_send)
-
-
-def _add_check(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=_folder, nargs="?", metavar="DIR", help="default: the files of inrecon itself")
-    parser.set_defaults(run=_check)
-
-
-def _add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("raw", type=Path, nargs="?", metavar="RAW.h5", help="default: a simulated scan")
-    parser.add_argument("--output", type=Path, default=Path("demo-output"), metavar="DIR", help="(%(default)s)")
-    parser.add_argument("--preset", choices=PRESETS, default="standard", help="how much time to spend (%(default)s)")
-    parser.set_defaults(run=_demo)
-
-
-def _add_raw(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("raw", type=Path, metavar="RAW.h5", help="ISMRMRD raw file")
-    parser.add_argument("-g", "--group", default="dataset", help="HDF5 group of the raw data (%(default)s)")
-
-
-def _add_machine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--hyperparameters",
-        type=_folder,
-        metavar="DIR",
-        help="folder of hyperparameter files (those of inrecon itself)",
-    )
-    parser.add_argument("--device", choices=_DEVICES, default="auto", help="where to compute (%(default)s)")
-
-
-def _port(text: str) -> int:
-    if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"a port is a number from 0 to 65535, not {text!r}")
-    return int(text)
-
-
-def _folder(text: str) -> Path:
-    if not Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {text}")
-    return Path(text)
-
-
-def _setting(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name.strip() and equals and value.strip()):
-        raise argparse.ArgumentTypeError(f"must be field=value, as in iterations=200, not {text!r}")
-    return name.strip(), value.strip()
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -224,10 +117,24 @@ def _replay(options: argparse.Namespace) -> int:
             write_report(report, outcome.reports)
         if options.png:
             write_pngs(options.png, outcome.images)
+    if options.preset:
+        for method in _without_preset(outcome.reports):
+            _warn(f"preset {options.preset!r} has no values for method {method!r}")
     _say(outcome.summary)
     if outcome.problem:
         raise Failed(f"{options.output} is not complete: {outcome.problem}")
     return 0
+
+
+def _without_preset(reports: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The methods for which the scan's hyperparameter file has no values, and so no preset either."""
+    return sorted(
+        {
+            report["method"]
+            for report in reports
+            if not any(source == "entry" or source.startswith("preset ") for source in report["sources"].values())
+        }
+    )
 
 
 def _request(options: argparse.Namespace) -> Request:
@@ -238,7 +145,7 @@ def _request(options: argparse.Namespace) -> Request:
     if configuration.is_null and options.method is None:
         raise ConfigError(f"the configuration {configuration.name!r} makes no images")
     if configuration.ignored:
-        sys.stderr.write(f"inrecon: warning: unknown parameters are ignored: {', '.join(configuration.ignored)}\n")
+        _warn(f"unknown parameters are ignored: {', '.join(configuration.ignored)}")
     given: Mapping[str, Any] = {
         name: value for name in ("method", "preset", "dtype") if (value := getattr(options, name)) is not None
     }
@@ -249,7 +156,7 @@ def _request(options: argparse.Namespace) -> Request:
 def _send(options: argparse.Namespace) -> int:
     from inrecon_server.client import ConnectionFailedError, send
     from inrecon_server.files import open_raw, replacing, write_images
-    from inrecon_server.protocol import Message, ProtocolError, Text
+    from inrecon_server.protocol import Message, Text
 
     def hear(message: Message) -> None:
         if isinstance(message, Text):
@@ -263,15 +170,16 @@ def _send(options: argparse.Namespace) -> int:
                 host=options.address,
                 port=options.port,
                 config=options.config,
+                timeout_s=options.timeout,
                 on_answer=hear,
             )
-        except (ConnectionFailedError, ProtocolError) as error:
+        except ConnectionFailedError as error:
             raise Failed(str(error)) from error
         if not result.images:
-            raise Failed("the server sent no image" + ("" if result.closed else ", and no CLOSE"))
+            raise Failed("the server sent no image" + (f": {result.problem}" if result.problem else ""))
         write_images(images, result.images)
-    if not result.closed:
-        raise Failed(f"{options.output} may not be complete: the server went away without CLOSE")
+    if result.problem:
+        raise Failed(f"{options.output} may not be complete: {result.problem}")
     if any(text.startswith("ERROR") for text in result.texts):
         raise Failed(f"{options.output} may not be complete: the server told of an error")
     return 0
@@ -308,6 +216,15 @@ def _doctor(_: argparse.Namespace) -> int:
         _say(f"{name:<16} {finding}")
     return 0
 
+
+_COMMANDS = {
+    "serve": _serve,
+    "replay": _replay,
+    "send": _send,
+    "check": _check,
+    "demo": _demo,
+    "doctor": _doctor,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

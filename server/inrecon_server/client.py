@@ -27,17 +27,18 @@ _READ_BYTES = 1 << 18
 
 
 class ConnectionFailedError(InreconError):
-    """There is no server at that address, or the connection to it broke."""
+    """There is no server at that address."""
 
 
 @dataclass
 class ClientResult:
-    """What the server answered; `closed` is False where it went away without CLOSE."""
+    """What the server answered, up to its CLOSE (`closed`), or as far as it got; `problem` says why no further."""
 
     images: list[ismrmrd.Image] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     responses: list[Response] = field(default_factory=list)
     closed: bool = False
+    problem: str | None = None
 
 
 def send(
@@ -55,23 +56,25 @@ def send(
 
     `header` is ISMRMRD XML, `data` the acquisitions and waveforms in order, `config` the name of a configuration, or
     the text of one, `parameters` FIRE's JSON; None leaves a message out. `on_answer` is called with each message of
-    the server, from another thread. Raises `ConnectionFailedError` if there is no server or it is silent for
-    `timeout_s`, and `ProtocolError` if it does not speak MRD.
+    the server, from another thread. After `timeout_s` in which the server takes nothing, or all has been sent and it
+    says nothing, it is waited for no longer. Raises `ConnectionFailedError` if there is no server.
     """
     try:
         connection = socket.create_connection((host, port), timeout=timeout_s)
     except OSError as error:
         raise ConnectionFailedError(f"no server answers at {host}:{port}: {error}") from error
     with connection:
-        listener = _Listener(connection, on_answer=on_answer)
+        listener = _Listener(connection, timeout_s=timeout_s, on_answer=on_answer)
         listener.start()
-        # A server that ends the scan early still has something to say.
-        with suppress(OSError):
+        try:
             for message in _messages(header, data, config=config, parameters=parameters):
                 connection.sendall(serialise(message))
+        except TimeoutError:
+            listener.give_up(f"the server has taken nothing for {timeout_s:g} s")
+        except OSError:
+            pass  # a server that ends the scan early still has something to say
+        listener.all_sent.set()
         listener.join()
-    if listener.problem is not None and not listener.result.closed:
-        raise listener.problem
     return listener.result
 
 
@@ -91,24 +94,53 @@ def _messages(
 class _Listener(threading.Thread):
     """Gathers the answers while the scan is being sent: a client that sends first and reads later can block both."""
 
-    def __init__(self, connection: socket.socket, *, on_answer: Callable[[Message], None] | None) -> None:
+    def __init__(
+        self, connection: socket.socket, *, timeout_s: float, on_answer: Callable[[Message], None] | None
+    ) -> None:
         super().__init__(daemon=True)
         self.result = ClientResult()
-        self.problem: InreconError | None = None
+        self.all_sent = threading.Event()
         self._connection = connection
+        self._timeout_s = timeout_s
         self._on_answer = on_answer
 
+    def give_up(self, problem: str) -> None:
+        """End with what has come."""
+        if not self.result.closed:
+            self.result.problem = problem
+        with suppress(OSError):  # the server may have hung up meanwhile
+            self._connection.shutdown(socket.SHUT_RDWR)
+
     def run(self) -> None:
+        problem = self._listen()
+        if not self.result.closed:
+            self.result.problem = self.result.problem or problem
+
+    def _listen(self) -> str:
+        """Take what comes up to CLOSE; gives why nothing came after it, if it was not that."""
         parser = Parser(role="client")
         try:
-            while not self.result.closed and (data := self._connection.recv(_READ_BYTES)):
+            while not self.result.closed and (data := self._next()):
                 for message in parser.feed(data):
                     self._take(message)
             parser.end()
         except ProtocolError as error:
-            self.problem = error
+            return str(error)
+        except TimeoutError:
+            return f"the server has said nothing for {self._timeout_s:g} s"
         except OSError as error:
-            self.problem = ConnectionFailedError(f"the connection to the server broke: {error}")
+            return f"the connection to the server broke: {error}"
+        return "the server went away without CLOSE"
+
+    def _next(self) -> bytes:
+        while True:
+            sending = not self.all_sent.is_set()
+            try:
+                return self._connection.recv(_READ_BYTES)
+            except TimeoutError:
+                # A server that is sent a long scan has nothing to say yet.
+                if not sending:
+                    raise
 
     def _take(self, message: Message) -> None:
         match message:

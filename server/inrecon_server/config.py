@@ -55,11 +55,6 @@ def names() -> list[str]:
     return sorted((*_texts(), NULL))
 
 
-def resolve(name_or_text: str) -> Request:
-    """What the configuration of that name, or with that text, asks for; raises `ConfigError`."""
-    return configure(name_or_text).request
-
-
 def configure(name_or_text: str) -> Configuration:
     """The configuration of that name (with or without ``.xml``), XML or JSON text; raises `ConfigError`."""
     text = name_or_text.strip("\0 \t\r\n\ufeff")

@@ -11,13 +11,24 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from inrecon.errors import InreconError
 from inrecon.frame import RawFrame
-from inrecon_server.protocol import Close, Message, Parser, ProtocolError, Response, State, Truncated, serialise
-from inrecon_server.session import Session
-from inrecon_server.worker import Notice, Worker
+from inrecon_server.notices import Notice
+from inrecon_server.protocol import (
+    Acquisition,
+    Close,
+    Message,
+    Parser,
+    ProtocolError,
+    Response,
+    State,
+    Truncated,
+    serialise,
+)
+from inrecon_server.session import Session, Step
+from inrecon_server.worker import Worker
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +36,7 @@ _READ_BYTES = 1 << 18
 _CLOSE = serialise(Close())
 _AFTER_CLOSE_S = 0.2
 _WATCH_S = 1.0
+_REFUSED_S = 2.0
 _TCP_CLOSED = 7  # TCP_CLOSE of Linux' netinet/tcp.h, the first byte of TCP_INFO
 
 
@@ -45,6 +57,10 @@ class Patience:
     discard_bytes: int = 8 << 30
     silence_s: float = 5.0
     linger_s: float = 2.0
+
+    def cut_short(self) -> "Patience":
+        """The patience with a client that is not served."""
+        return replace(self, idle_s=min(self.idle_s, _REFUSED_S), discard_s=min(self.discard_s, _REFUSED_S))
 
 
 class Connection:
@@ -117,7 +133,8 @@ class Connection:
                 if not self._failed:
                     await self._step(message)
         except TimeoutError:
-            await self._fail(f"nothing came for {self._patience.idle_s:g} s, and no CLOSE: the scan is ended")
+            if not self._failed:
+                await self._fail(f"nothing came for {self._patience.idle_s:g} s, and no CLOSE: the scan is ended")
         except ProtocolError as error:
             await self._fail(str(error))
             await self._discard()
@@ -139,7 +156,7 @@ class Connection:
 
     async def _step(self, message: Message) -> None:
         try:
-            for step in self._session.finish() if isinstance(message, Close) else self._session.receive(message):
+            async for step in self._steps(message):
                 match step:
                     case RawFrame():
                         await self._frames.put(step)
@@ -149,6 +166,16 @@ class Connection:
                         await self._outgoing.put(serialise(step))
         except InreconError as error:
             await self._fail(str(error))
+
+    async def _steps(self, message: Message) -> AsyncIterator[Step]:
+        """What the session makes of `message`: in a thread where it may take long, as at the end of a large scan."""
+        steps = self._session.finish() if isinstance(message, Close) else self._session.receive(message)
+        if isinstance(message, Acquisition):
+            for step in steps:
+                yield step
+        else:
+            while (later := await asyncio.to_thread(next, steps, None)) is not None:
+                yield later
 
     async def _discard(self) -> None:
         """Hear the client out where its messages cannot be told apart any more."""
@@ -225,6 +252,8 @@ class Connection:
 
 async def _watch(peer: socket.socket) -> None:
     """Raise `ConnectionResetError` when `peer` has reset the connection, which a paused reader does not see."""
+    if not hasattr(socket, "TCP_INFO"):  # Linux has it; elsewhere the next write will notice
+        return
     while peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != _TCP_CLOSED:
         await asyncio.sleep(_WATCH_S)
     raise ConnectionResetError("the connection was reset")

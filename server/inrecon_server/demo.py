@@ -111,8 +111,8 @@ def _ask(raw: Path, config: str, *, host: str, port: int, preset: Preset, consol
         result = send(file.header, file.acquisitions(), host=host, port=port, config=config, parameters=parameters)
     seconds = time.perf_counter() - started
     errors = [text for text in result.texts if text.startswith("ERROR")]
-    if errors or not result.images or not result.closed:
-        raise DemoFailed(f"{config}: {'; '.join(errors) or 'the server sent no image'}")
+    if errors or not result.images or result.problem:
+        raise DemoFailed(f"{config}: {'; '.join(errors) or result.problem or 'the server sent no image'}")
     if console is not None:
         for text in result.texts:
             if text.startswith("WARNING"):

@@ -185,4 +185,5 @@ def _grey(image: ismrmrd.Image) -> NDArray[np.uint8]:
         bright = float(np.percentile(magnitude, _BRIGHT_PERCENTILE)) or float(magnitude.max())
         center, width = bright / 2, bright
     fraction = (magnitude - (center - width / 2)) / (width or 1.0)
-    return np.rint(255 * np.clip(fraction, 0, 1)).astype(np.uint8)
+    grey: NDArray[np.uint8] = np.rint(255 * np.clip(fraction, 0, 1)).astype(np.uint8)
+    return grey

@@ -54,6 +54,7 @@ class _Server:
         self._settings = settings
         self._worker = Worker(device=settings.device)
         self._connections: set[asyncio.Task[None]] = set()
+        self._served: set[asyncio.Task[None]] = set()
         self._numbers = count(1)
         self._stopped = asyncio.Event()
 
@@ -90,7 +91,8 @@ class _Server:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         settings = self._settings
-        busy = len(self._connections) >= settings.max_connections
+        # Those that are refused only wait for the client to hang up: counted in, they would keep the server full.
+        full = len(self._served) >= settings.max_connections
         connection = Connection(
             reader,
             writer,
@@ -100,20 +102,22 @@ class _Server:
                 default_config=settings.default_config,
             ),
             worker=self._worker,
-            patience=settings.patience,
+            patience=settings.patience.cut_short() if full else settings.patience,
             name=f"connection {next(self._numbers)}",
-            refusal=f"the server has {settings.max_connections} connections already; try again later" if busy else None,
+            refusal=f"the server has {settings.max_connections} connections already; try again later" if full else None,
         )
         task = asyncio.current_task()
         if task is not None:
-            self._connections.add(task)
-            task.add_done_callback(self._connections.discard)
+            for tasks in (self._connections,) if full else (self._connections, self._served):
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
         await connection.run()
 
     async def _end_connections(self) -> None:
         """Let scans that are nearly done finish, then end the rest."""
         if self._connections:
             await asyncio.wait(self._connections, timeout=self._settings.shutdown_grace_s)
+        self._worker.retire()
         while self._connections:
             # More than once: one may have been accepted while the others were waited for.
             for connection in self._connections:

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import ParamSpec
@@ -13,6 +13,7 @@ from inrecon.errors import InreconError
 from inrecon.events import Event, listening
 from inrecon.frame import RawFrame, Request
 from inrecon_server.config import Configuration, amend, configure, names
+from inrecon_server.notices import News, Notice, notice_of
 from inrecon_server.protocol import (
     Acquisition,
     ConfigFile,
@@ -27,13 +28,12 @@ from inrecon_server.protocol import (
     Text,
     Waveform,
 )
-from inrecon_server.worker import Job, JobResult, Notice, Progress, notice_of
+from inrecon_server.worker import Job, JobResult, Progress
 
 log = logging.getLogger(__name__)
 
 Step = RawFrame | Notice | Response
 
-_MAX_NOTICES = 50
 P = ParamSpec("P")
 
 
@@ -55,7 +55,7 @@ class Session:
         self._settled = False
         self._progress = Progress()
         self._started = time.monotonic()
-        self._told: set[Notice] = set()
+        self._news = News()
         self._images = 0
         self._failed = 0
 
@@ -102,18 +102,12 @@ class Session:
         )
 
     def take(self, result: JobResult) -> Iterator[Notice]:
-        """Keep what the next job needs of `result`; gives what has not been told yet."""
+        """Keep what the next job needs of `result`; gives what is worth telling."""
         self._progress = result.progress
         self._images += len(result.images)
         self._failed += not result.images
-        yield from self._news(result.notices)
-
-    def _news(self, notices: Iterable[Notice]) -> Iterator[Notice]:
-        """Those of `notices` that have not been told yet, of a bounded number in all."""
-        for notice in notices:
-            if notice not in self._told and len(self._told) < _MAX_NOTICES:
-                self._told.add(notice)
-                yield notice
+        for notice in result.notices:
+            yield from self._news.of(notice)
 
     def summary(self) -> Iterator[Notice]:
         """What to say at the end of a scan."""
@@ -182,11 +176,11 @@ class Session:
 
         def hear(event: Event) -> None:
             if (notice := notice_of(event)) is not None:
-                notices.append(notice)
+                notices.extend(self._news.of(notice))
 
         with listening(hear):
             frames = collect(*args, **kwargs)
-        yield from self._news(notices)
+        yield from notices
         yield from frames
 
     def _settle(self) -> Iterator[Notice]:

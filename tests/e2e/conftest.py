@@ -1,5 +1,6 @@
 """A real server process, and the bytes of a small scan."""
 
+import json
 import os
 import signal
 import socket
@@ -17,13 +18,15 @@ from inrecon_server.client import ClientResult, send
 from inrecon_server.protocol import Close, Message, Parser, serialise
 
 _ENTRY = """
+import json
 import logging
+import sys
 from inrecon_server.connection import Patience
 from inrecon_server.server import ServerSettings, serve
 
 logging.basicConfig(level="INFO")
 patience = Patience(idle_s=30.0, silence_s=0.3, linger_s=1.0, send_buffer_bytes=1 << 16)
-settings = ServerSettings(port=0, device="cpu", shutdown_grace_s=0.2, patience=patience)
+settings = ServerSettings(port=0, device="cpu", shutdown_grace_s=0.2, patience=patience, **json.loads(sys.argv[1]))
 serve(settings, on_listening=lambda host, port: print(port, flush=True))
 """
 
@@ -78,10 +81,9 @@ def _command(pid: int) -> bytes:
 
 
 @contextmanager
-def _running() -> Iterator[RunningServer]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", _ENTRY], stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+def _running(**settings: int) -> Iterator[RunningServer]:
+    command = [sys.executable, "-c", _ENTRY, json.dumps(settings)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert process.stdout is not None
     try:
         yield RunningServer(process, int(process.stdout.readline()))
@@ -102,6 +104,13 @@ def server() -> Iterator[RunningServer]:
 def own_server() -> Iterator[RunningServer]:
     """A server that the test may kill."""
     with _running() as running:
+        yield running
+
+
+@pytest.fixture
+def small_server() -> Iterator[RunningServer]:
+    """A server that serves one client at a time."""
+    with _running(max_connections=1) as running:
         yield running
 
 

@@ -6,15 +6,19 @@ import os
 import select
 import signal
 import socket
+import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
 
 from inrecon.simulate import SimulatedScan, simulate_scan
-from inrecon_server.protocol import Close, ConfigText, Header, serialise
+from inrecon_server.protocol import Close, ConfigText, Header, Query, Text, serialise
 
 if TYPE_CHECKING:
     from conftest import RunningServer
+
+FULL = Text("ERROR   the server has 1 connections already; try again later")
 
 
 def send_again_and_again(connection: socket.socket, data: bytes) -> None:
@@ -36,6 +40,24 @@ def test_a_client_that_reads_nothing_is_no_longer_read_and_holds_up_nobody(
             send_again_and_again(deaf, data)
         for _ in range(2):
             assert len(server.send(scan).images) == 1
+
+
+def test_clients_that_were_refused_take_no_place(small_server: RunningServer) -> None:
+    def is_served() -> bool:
+        return small_server.answers(Query("gadgetron::version", 1), Close())[-2:-1] != [FULL]
+
+    with small_server.connect() as served:
+        served.sendall(serialise(Query("gadgetron::version", 1)))
+        assert served.recv(1000)
+        refused = [small_server.connect() for _ in range(3)]
+        # Each has its refusal, so the server knows of all of them before the place is free.
+        assert all(connection.recv(1000).startswith(serialise(FULL)) for connection in refused)
+    deadline = time.monotonic() + 1.5
+    while not is_served():
+        assert time.monotonic() < deadline, "the place of the client that went stays taken"
+    for connection in refused:
+        assert b"".join(iter(partial(connection.recv, 1000), b"")).endswith(serialise(Close()))
+        connection.close()
 
 
 def test_a_worker_that_dies_is_replaced(own_server: RunningServer, scan: SimulatedScan) -> None:

@@ -130,7 +130,7 @@ def test_a_wrong_hyperparameter_is_named(values: dict[str, object], message: str
 
 
 def test_an_unknown_method_is_named_with_the_known_ones() -> None:
-    with pytest.raises(UnknownName, match="known are .*bilevel_inr, cg_sense, .*zero_filled"):
+    with pytest.raises(UnknownName, match=r"known are .*bilevel_inr, cg_sense, .*zero_filled"):
         build("grappa", {})
 
 

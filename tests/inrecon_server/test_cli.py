@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 
 import h5py
@@ -20,6 +21,7 @@ import pytest
 
 from inrecon.simulate import simulate_scan, write_ismrmrd
 from inrecon_server.cli import main
+from inrecon_server.client import send
 from inrecon_server.protocol import Close, Image, Message, Text, serialise
 
 CLI = [sys.executable, "-m", "inrecon_server.cli"]
@@ -77,6 +79,8 @@ def one_line(text: str) -> str:
         ("send missing.h5 -o out.h5", "no file missing.h5"),
         ("send raw.h5 -o raw.h5", "raw.h5 is the input"),
         ("send raw.h5 -o out.h5 -p 70000", "a port is a number"),
+        ("send raw.h5 -o out.h5 --timeout 0", "seconds above 0"),
+        ("send raw.h5 -o out.h5 --timeout soon", "seconds above 0"),
         ("check nowhere", "no folder nowhere"),
         ("serve -p http", "a port is a number"),
         ("serve -p 0 -d cg_sens", "did you mean 'cg_sense'"),
@@ -139,8 +143,10 @@ def picture() -> Image:
         ([Text("INFO    hello"), picture(), Close()], 0, ""),
         ([Text("INFO    hello"), Close()], 1, "no image"),
         ([Text("INFO    hello"), picture()], 1, "without CLOSE"),
-        ([Text("INFO    hello")], 1, "no image, and no CLOSE"),
+        ([Text("INFO    hello")], 1, "no image: the server went away without CLOSE"),
         ([Text("ERROR   out of helium"), picture(), Close()], 1, "told of an error"),
+        ([Text("INFO    hello"), picture(), b"\xfe\x03\x01"], 1, "may not be complete: .*inside IMAGE"),
+        ([Text("INFO    hello"), picture(), b"\x39\x05garbage"], 1, "may not be complete: .*1337"),
         ([Text("INFO    hello"), b"\x39\x05garbage"], 1, "1337"),
     ],
 )
@@ -156,8 +162,86 @@ def test_send_tells_what_the_server_says_and_whether_all_went_well(
         assert run("send", raw, "-p", port, "-o", tmp_path / "out.h5") == code
     told = capsys.readouterr()
     assert told.out == answers[0].text + "\n"
-    assert complaint in (one_line(told.err) if code else told.err)
+    assert re.search(complaint, one_line(told.err) if code else told.err)
     assert (tmp_path / "out.h5").exists() == any(isinstance(answer, Image) for answer in answers)
+
+
+@contextmanager
+def silent(*answers: Message, reads: bool) -> Iterator[int]:
+    """A server on the loopback that gives these answers at once, then reads everything or nothing, and is silent."""
+
+    def serve() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            connection.sendall(b"".join(map(serialise, answers)))
+            while reads and connection.recv(1 << 16):
+                pass
+            assert done.wait(10)
+
+    done = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield listening.getsockname()[1]
+        done.set()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def test_send_keeps_the_images_of_a_server_that_falls_silent(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with silent(picture(), reads=True) as port:
+        assert run("send", raw, "-p", port, "-o", tmp_path / "out.h5", "--timeout", 0.3) == 1
+    assert "may not be complete: the server has said nothing for 0.3 s" in one_line(capsys.readouterr().err)
+    with ismrmrd.File(tmp_path / "out.h5", "r") as file:
+        assert len(list(file["images"]["image_1"].images)) == 1
+
+
+def test_a_server_that_takes_nothing_is_named_as_such() -> None:
+    endless = simulate_scan(shape=(16, 16), coils=2, acceleration=2, acs=8)
+    with silent(picture(), reads=False) as port:
+        result = send(endless.header, cycle(endless.acquisitions), port=port, timeout_s=0.5)
+    assert result.problem == "the server has taken nothing for 0.5 s"
+    assert len(result.images) == 1
+    assert not result.closed
+
+
+def test_a_scan_that_takes_longer_than_the_patience_is_no_silence(raw: Path) -> None:
+    scan = simulate_scan(shape=(16, 16), coils=2, acceleration=2, acs=8)
+
+    def slowly() -> Iterator[Message]:
+        yield scan.acquisitions[0]
+        threading.Event().wait(0.5)
+        yield scan.acquisitions[1]
+
+    with answering(picture(), Close()) as port:
+        result = send(scan.header, slowly(), port=port, timeout_s=0.2)
+    assert result.closed
+    assert result.problem is None
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        (["--preset", "fast"], False),
+        (["--preset", "fast", "--method", "bilevel_inr", "--set", "iterations=2"], False),
+        (["--method", "cg_sense"], False),
+        (["--preset", "fast", "--method", "cg_sense"], True),
+        (["--preset", "fast", "-c", "cg_sense"], True),
+    ],
+)
+def test_a_preset_without_effect_is_told(
+    raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], warned: bool
+) -> None:
+    (tmp_path / "default.yaml").write_text(
+        "version: 1\nmethod: bilevel_inr\nnormalisation: kspace_max\nvalues: {levels: 2}\n"
+        "presets: {fast: {iterations: 2}, standard: {iterations: 2}}\nprovenance: {from: by hand, source: test}\n"
+    )
+    common = ["--device", "cpu", "--hyperparameters", tmp_path]
+    assert run("replay", raw, "-o", tmp_path / "out.h5", *common, *options) == 0
+    told = "warning: preset 'fast' has no values for method 'cg_sense'"
+    assert (told in capsys.readouterr().err) == warned
 
 
 def test_send_without_a_server_ends_with_1(raw: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ from importlib.resources import files
 import pytest
 
 from inrecon.frame import Request
-from inrecon_server.config import ConfigError, Configuration, amend, configure, names, resolve
+from inrecon_server.config import ConfigError, Configuration, amend, configure, names
 
 NAMES = [name for name in names() if name != "null"]
 
@@ -15,13 +15,13 @@ NAMES = [name for name in names() if name != "null"]
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_means_the_same_with_and_without_suffix_and_as_the_text_of_its_file(name: str) -> None:
     text = (files("inrecon") / "config" / f"{name}.xml").read_text(encoding="utf-8")
-    assert resolve(name) == resolve(f"{name}.xml") == resolve(text)
+    assert configure(name).request == configure(f"{name}.xml").request == configure(text).request
 
 
 def test_the_shipped_names_ask_for_what_they_are_called() -> None:
-    assert resolve("inr") == Request()
-    assert resolve("cg_sense").method == "cg_sense"
-    assert resolve("zero_filled.xml").method == "zero_filled"
+    assert configure("inr").request == Request()
+    assert configure("cg_sense").request.method == "cg_sense"
+    assert configure("zero_filled.xml").request.method == "zero_filled"
 
 
 @pytest.mark.parametrize("name", ["null", "null.xml", "isalive.xml", "gtquery.xml"])
@@ -33,7 +33,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
     with pytest.raises(
         ConfigError, match=r"'cg_sens'.*did you mean 'cg_sense'.*known are cg_sense, inr, null, zero_filled"
     ):
-        resolve("cg_sens")
+        configure("cg_sens")
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
 def test_a_name_is_never_a_path_an_import_or_a_variable(name: str) -> None:
     assert "HOME" in os.environ
     with pytest.raises(ConfigError, match="known are"):
-        resolve(name)
+        configure(name)
 
 
 def test_properties_of_xml_set_the_request_wherever_they_stand() -> None:
@@ -61,7 +61,7 @@ def test_properties_of_xml_set_the_request_wherever_they_stand() -> None:
     <property name="preset" value="fast"/><property name="dtype" value="complex"/>
     <property name="iterations" value="7"/></configuration>"""
     wanted = Request(method="bilevel_inr", preset="fast", dtype="complex", overrides={"iterations": "7"})
-    assert resolve(text) == wanted
+    assert configure(text).request == wanted
 
 
 def test_what_gadgetron_sends_is_known_as_gadgetrons() -> None:
@@ -71,18 +71,20 @@ def test_what_gadgetron_sends_is_known_as_gadgetrons() -> None:
     assert configure(inner).from_gadgetron
     assert not configure(chain).from_gadgetron
     assert not configure("cg_sense").from_gadgetron
-    assert resolve(inner) == resolve(chain) == Request(method="cg_sense")
+    assert configure(inner).request == configure(chain).request == Request(method="cg_sense")
 
 
 def test_properties_of_gadgets_are_not_ours() -> None:
     gadget = '<gadget><name>Noise</name><property name="method" value="x"/></gadget>'
     ours = '<external><configuration><property name="method" value="cg_sense"/></configuration></external>'
-    assert resolve(f"<configuration><stream>{gadget}{ours}</stream></configuration>") == Request(method="cg_sense")
+    assert configure(f"<configuration><stream>{gadget}{ours}</stream></configuration>").request == Request(
+        method="cg_sense"
+    )
 
 
 def test_a_chain_of_other_peoples_gadgets_is_refused() -> None:
     with pytest.raises(ConfigError, match="Gadgetron's own gadgets"):
-        resolve("<configuration><stream><gadget><name>FFT</name></gadget></stream></configuration>")
+        configure("<configuration><stream><gadget><name>FFT</name></gadget></stream></configuration>")
 
 
 @pytest.mark.parametrize(
@@ -105,7 +107,7 @@ def test_a_chain_of_other_peoples_gadgets_is_refused() -> None:
 )
 def test_a_wrong_text_is_refused_with_the_reason(text: str, told: str) -> None:
     with pytest.raises(ConfigError, match=told) if len(text) < (1 << 20) else pytest.raises(ConfigError):
-        resolve(text)
+        configure(text)
 
 
 def test_json_sets_what_it_knows_and_names_what_it_ignores() -> None:

@@ -3,11 +3,14 @@
 import asyncio
 import socket
 import struct
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 
 import pytest
 
+from inrecon.acquire import Accumulator
+from inrecon.frame import RawFrame
 from inrecon.simulate import SimulatedScan, simulate_scan
 from inrecon_server.connection import Connection, Patience
 from inrecon_server.protocol import Close, ConfigFile, Header, Message, Parser, Text, serialise
@@ -134,6 +137,54 @@ def test_a_client_that_vanishes_takes_its_job_back(movie: SimulatedScan) -> None
                 await asyncio.sleep(0.01)
             reset(writer)
             await worker.cancelled.wait()
+
+    run(scenario())
+
+
+def test_where_the_system_does_not_tell_of_resets_scans_are_served_all_the_same(
+    movie: SimulatedScan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(socket, "TCP_INFO")
+
+    async def scenario() -> None:
+        async with connected(FakeWorker(nothing)) as (reader, writer):
+            writer.write(wire(movie))
+            start, *_, close = await answers(reader)
+            assert isinstance(start, Text)
+            assert start.text.startswith("INFO")
+            assert close == Close()
+
+    run(scenario())
+
+
+def test_the_end_of_a_large_scan_does_not_hold_up_others(movie: SimulatedScan, monkeypatch: pytest.MonkeyPatch) -> None:
+    at_work, another_was_served = threading.Event(), threading.Event()
+
+    def slowly(_: Accumulator) -> list[RawFrame]:
+        at_work.set()
+        assert another_was_served.wait(5), "the event loop stood still"
+        return []
+
+    monkeypatch.setattr(Accumulator, "finish", slowly)
+
+    async def scenario() -> None:
+        async with connected(FakeWorker(nothing)) as (reader, writer), connected(FakeWorker(nothing)) as other:
+            writer.write(wire(movie))
+            await asyncio.to_thread(at_work.wait, 5)
+            other[1].write(serialise(Close()))
+            assert await answers(other[0]) == [Close()]
+            another_was_served.set()
+            assert (await answers(reader))[-1] == Close()
+
+    run(scenario())
+
+
+def test_a_refused_client_is_not_waited_for_as_long_as_others() -> None:
+    async def scenario() -> None:
+        patience = Patience(linger_s=0.1).cut_short()
+        assert patience.idle_s < 5
+        async with connected(FakeWorker(nothing), patience=patience, refusal="the server is full") as (reader, _):
+            assert await answers(reader) == [Text("ERROR   the server is full"), Close()]
 
     run(scenario())
 

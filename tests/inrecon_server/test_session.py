@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from inrecon.errors import InreconError, InvalidHeader
+from inrecon.events import FallBack
 from inrecon.frame import RawFrame, Series
 from inrecon.simulate import SimulatedScan, simulate_scan
+from inrecon_server.notices import MAX_WARNINGS, Notice, notice_of
 from inrecon_server.protocol import ConfigFile, ConfigText, Error, Header, Message, Query, Response, Text
 from inrecon_server.session import Session, Step
-from inrecon_server.worker import JobResult, Notice, Progress
+from inrecon_server.worker import JobResult, Progress
 
 
 @pytest.fixture(scope="module")
@@ -59,21 +61,47 @@ def test_the_start_is_told_once(scan: SimulatedScan) -> None:
 def test_progress_passes_from_result_to_next_job(scan: SimulatedScan) -> None:
     running = session(ConfigFile("inr"), Header(scan.header))
     first, *_ = [*frames(receive(running, scan.acquisitions)), *frames(running.finish())]
-    progress = Progress(series=Series(images=3, scale=2.0), hyperparameters=b"as read")
+    progress = Progress(series={0: Series(images=3, scale=2.0)}, hyperparameters=b"as read")
     assert list(running.take(JobResult(progress=progress, images=(b"i",)))) == []
     assert running.job(first).progress == progress
 
 
-def test_a_notice_is_told_once_and_their_number_is_bounded(scan: SimulatedScan) -> None:
+def test_a_warning_is_told_once_their_number_is_bounded_and_that_is_told_once(scan: SimulatedScan) -> None:
     running = session(ConfigFile("inr"), Header(scan.header))
+    told = []
     for number in range(1000):
         notices = (Notice(level="WARNING", text="always"), Notice(level="WARNING", text=str(number)))
-        told = texts(running.take(JobResult(progress=Progress(), notices=notices)))
-        if number == 0:
-            assert told == ["WARNING always", "WARNING 0"]
-        if number == 1:
-            assert told == ["WARNING 1"]
-    assert told == []
+        told += texts(running.take(JobResult(progress=Progress(), notices=notices)))
+    numbers = [f"WARNING {number}" for number in range(MAX_WARNINGS - 1)]
+    assert told == ["WARNING always", *numbers, "WARNING further warnings are not shown"]
+
+
+def test_errors_and_information_are_told_however_much_was_said(scan: SimulatedScan) -> None:
+    running = session(ConfigFile("inr"), Header(scan.header))
+    warnings = tuple(Notice(level="WARNING", text=str(number)) for number in range(2 * MAX_WARNINGS))
+    list(running.take(JobResult(progress=Progress(), notices=warnings)))
+    for _ in range(2 * MAX_WARNINGS):
+        both = (Notice(level="INFO", text="i"), Notice(level="ERROR", text="e"))
+        assert texts(running.take(JobResult(progress=Progress(), notices=both))) == ["INFO i", "ERROR e"]
+
+
+def test_fall_backs_that_differ_in_numbers_only_are_told_once_in_a_scan(scan: SimulatedScan) -> None:
+    running = session(ConfigFile("inr"), Header(scan.header))
+    told = []
+    for room, reason in [
+        ("fit", "loss 1.5e-3 at 7"),
+        ("fit", "loss 2 at 80"),
+        ("calibrate", "loss 2 at 80"),
+        ("fit", "x"),
+    ]:
+        notice = notice_of(FallBack(room=room, reason=reason))
+        assert notice is not None
+        told += texts(running.take(JobResult(progress=Progress(), notices=(notice,))))
+    assert [text.removeprefix("WARNING fall-back ") for text in told] == [
+        "(fit): loss 1.5e-3 at 7",
+        "(calibrate): loss 2 at 80",
+        "(fit): x",
+    ]
 
 
 def test_the_summary_counts_images_failures_and_readouts(scan: SimulatedScan) -> None:

@@ -8,18 +8,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
 from inrecon.acquire import Accumulator, parse_header
-from inrecon.errors import UnknownName
-from inrecon.events import FallBack, FitFinished, FitProgressed, Warned
+from inrecon.errors import InvalidFrame, UnknownName
+from inrecon.events import FallBack, FitFinished, FitProgressed, Warned, observe
 from inrecon.frame import RawFrame, Request
 from inrecon.hyperparams import HyperparameterFiles
 from inrecon.simulate import simulate_scan
+from inrecon_server.notices import Notice, notice_of
 from inrecon_server.protocol import Image, Parser
-from inrecon_server.worker import Job, JobResult, Notice, Progress, Worker, notice_of, run_job
+from inrecon_server.worker import Job, JobResult, Progress, Worker, run_job
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,8 @@ def test_a_job_gives_an_image_for_the_wire_and_what_the_next_needs(job: Job) -> 
     images = [message for data in (*first.images, *second.images) for message in parser.feed(data)]
     assert all(isinstance(image, Image) for image in images)
     assert [image.image_index for image in images] == [1, 2]
-    assert first.progress.series.scale == second.progress.series.scale
+    (one,), (other,) = first.progress.series.values(), second.progress.series.values()
+    assert one.scale == other.scale
     assert errors(first) == errors(second) == []
 
 
@@ -73,6 +76,39 @@ def test_a_device_that_does_not_exist_becomes_a_notice(job: Job) -> None:
     assert "unknown device" in errors(run_job(replace(job, device="tpu")))[0]
 
 
+@pytest.mark.parametrize("wrong", [TypeError, KeyError, AttributeError])
+def test_a_bug_costs_one_frame_and_its_details_stay_in_the_log(
+    job: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, wrong: type[Exception]
+) -> None:
+    from inrecon import stream
+
+    def broken(*_: object, **__: object) -> None:
+        raise wrong("secret detail")
+
+    monkeypatch.setattr(stream, "reconstruct", broken)
+    assert errors(run_job(job)) == [f"internal error in this frame: {wrong.__name__}"]
+    assert "secret detail" in caplog.text
+    assert "Traceback" in caplog.text
+
+
+def test_fall_backs_of_one_kind_are_told_once_for_all_planes_of_a_job(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from inrecon import stream
+
+    def hundreds(*_: object, **__: object) -> None:
+        for plane in range(300):
+            observe(FallBack(room="fit", reason=f"diverged: loss {plane / 7:.3g} after {plane} iterations"))
+            observe(FallBack(room="calibrate", reason=f"diverged: loss {plane / 7:.3g} after {plane} iterations"))
+        raise InvalidFrame("enough")
+
+    monkeypatch.setattr(stream, "reconstruct", hundreds)
+    fit, calibrate, error = run_job(job).notices
+    assert "fall-back (fit): diverged: loss 0 after 0 iterations" in fit.text
+    assert "fall-back (calibrate)" in calibrate.text
+    assert error.text == "enough"
+
+
 def test_warnings_and_fall_backs_are_told_and_progress_is_not() -> None:
     assert notice_of(Warned(text="w")) == Notice(level="WARNING", text="w")
     told = notice_of(FallBack(room="fit", reason="diverged"))
@@ -94,22 +130,111 @@ async def running(*, device: str = "cpu") -> AsyncIterator[Worker]:
         worker.stop()
 
 
-def test_a_worker_that_dies_fails_its_job_and_is_replaced(job: Job) -> None:
+class Held:
+    """A job that stays at work: its hyperparameter file is a pipe, which gives nothing before it is let go."""
+
+    def __init__(self, job: Job, folder: Path) -> None:
+        folder.mkdir()
+        self._pipe = folder / "default.yaml"
+        os.mkfifo(self._pipe)
+        self.job = replace(job, hyperparameters=folder)
+
+    async def at_work(self) -> int:
+        """Wait until the worker has opened the pipe; gives the other end."""
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    return os.open(self._pipe, os.O_WRONLY | os.O_NONBLOCK)
+                except OSError:  # no reader yet
+                    await asyncio.sleep(0.01)
+
+
+def only_child(before: set[BaseProcess]) -> BaseProcess:
+    (process,) = (child for child in active_children() if child not in before)
+    return process
+
+
+def test_a_worker_that_dies_fails_its_job_only_and_is_replaced(job: Job, tmp_path: Path) -> None:
     async def scenario() -> None:
         before = set(active_children())
         async with running() as worker:
-            (process,) = set(active_children()) - before
-            doomed = asyncio.create_task(worker.run(job))
-            await asyncio.sleep(0)  # lets the task hand its job over
+            held = Held(job, tmp_path / "held")
+            doomed = asyncio.create_task(worker.run(held.job))
+            await held.at_work()
+            waiting = [asyncio.create_task(worker.run(job)) for _ in range(3)]
+            await asyncio.sleep(0)
+            process = only_child(before)
             os.kill(process.pid, signal.SIGKILL)
             assert "died" in errors(await doomed)[0]
-            (process,) = set(active_children()) - before
+            assert all(result.images for result in await asyncio.gather(*waiting))
+            assert only_child(before).pid != process.pid
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_dies_idle_is_replaced(job: Job) -> None:
+    async def scenario() -> None:
+        before = set(active_children())
+        async with running() as worker:
+            process = only_child(before)
             os.kill(process.pid, signal.SIGKILL)
             process.join()
-            # Whether its pool has noticed yet or not, nothing is lost but perhaps this job.
-            idle = await worker.run(job)
-            assert idle.images or "died" in errors(idle)[0]
+            # It had only begun to warm up: nothing is lost.
             assert (await worker.run(job)).images
+
+    asyncio.run(scenario())
+
+
+def test_a_running_job_that_is_cancelled_ends_at_once_and_the_next_is_served(job: Job, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        before = set(active_children())
+        async with running() as worker:
+            held = Held(job, tmp_path / "held")
+            abandoned = asyncio.create_task(worker.run(held.job))
+            other_end = await held.at_work()
+            waiting = asyncio.create_task(worker.run(job))
+            await asyncio.sleep(0)
+            process = only_child(before)
+            abandoned.cancel()
+            async with asyncio.timeout(30):
+                assert (await waiting).images
+            assert abandoned.cancelled()
+            assert not process.is_alive()
+            os.close(other_end)
+
+    asyncio.run(scenario())
+
+
+def test_a_waiting_job_that_is_cancelled_disturbs_nobody(job: Job) -> None:
+    async def scenario() -> None:
+        before = set(active_children())
+        async with running() as worker:
+            process = only_child(before)
+            first, second, third = (asyncio.create_task(worker.run(job)) for _ in range(3))
+            await asyncio.sleep(0)
+            second.cancel()
+            assert (await first).images
+            assert (await third).images
+            assert second.cancelled()
+            assert only_child(before).pid == process.pid
+
+    asyncio.run(scenario())
+
+
+def test_a_retired_worker_that_is_cancelled_leaves_no_process(job: Job, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        before = set(active_children())
+        async with running() as worker:
+            held = Held(job, tmp_path / "held")
+            abandoned = asyncio.create_task(worker.run(held.job))
+            other_end = await held.at_work()
+            process = only_child(before)
+            worker.retire()
+            abandoned.cancel()
+            await asyncio.wait({abandoned})
+            process.join(10)
+            assert not set(active_children()) - before
+            os.close(other_end)
 
     asyncio.run(scenario())
 

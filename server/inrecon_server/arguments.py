@@ -1,0 +1,142 @@
+"""The arguments of the command `inrecon`: which there are, and what they may be."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from inrecon import __version__
+from inrecon.frame import DTYPES, PRESETS
+
+MISUSED = 2
+"""Exit code where what was asked for cannot be done."""
+
+_DEVICES = ("auto", "cpu", "cuda")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with its errors in one line like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(MISUSED, f"inrecon: {message} ('{self.prog} --help' says more)\n")
+
+
+def build_parser(runs: Mapping[str, Callable[[argparse.Namespace], int]]) -> argparse.ArgumentParser:
+    """The parser of the whole command; ``run`` of what it gives is the function of `runs` for the sub-command."""
+    parser = _Parser(prog="inrecon", description="Online MRI reconstruction with scan-specific neural representations.")
+    parser.add_argument("--version", action="version", version=f"inrecon {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_serve(commands.add_parser("serve", help="reconstruct what clients and scanners send over TCP"))
+    _add_replay(commands.add_parser("replay", help="reconstruct a raw file without a server"))
+    _add_send(commands.add_parser("send", help="send a raw file to a server and keep its images"))
+    _add_check(commands.add_parser("check", help="say what is wrong with hyperparameter files"))
+    _add_demo(commands.add_parser("demo", help="simulate a scan and compare methods through a server"))
+    commands.add_parser("doctor", help="show versions, devices and files that were found")
+    for name, command in commands.choices.items():
+        command.set_defaults(run=runs[name])
+    return parser
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-H", "--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument("-p", "--port", type=_port, default=9002, help="port, 0 for any free one (%(default)s)")
+    parser.add_argument(
+        "-d", "--defaultConfig", metavar="NAME", help="runs where a client names a configuration that does not exist"
+    )
+    _add_machine(parser)
+    parser.add_argument("-v", "--verbose", action="store_true", help="log more")
+    parser.add_argument("-l", "--logfile", type=Path, metavar="FILE", help="log to the end of FILE instead of stderr")
+
+
+def _add_replay(parser: argparse.ArgumentParser) -> None:
+    _add_raw(parser)
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.h5", help="where the images go")
+    parser.add_argument("-c", "--config", default="inr", help="name or text of a configuration (%(default)s)")
+    parser.add_argument("--method", metavar="NAME", help="method to use instead of the configuration's")
+    parser.add_argument("--preset", choices=PRESETS, help="how much time to spend")
+    parser.add_argument(
+        "--set",
+        action="append",
+        type=_setting,
+        default=[],
+        metavar="FIELD=VALUE",
+        dest="settings",
+        help="set a field of the method; may be repeated",
+    )
+    parser.add_argument("--dtype", choices=DTYPES, help="type of the images")
+    _add_machine(parser)
+    parser.add_argument("--png", type=Path, metavar="DIR", help="write each image as PNG, too")
+    parser.add_argument("--report", type=Path, metavar="FILE.json", help="write what was done to each image")
+
+
+def _add_send(parser: argparse.ArgumentParser) -> None:
+    _add_raw(parser)
+    parser.add_argument("-a", "--address", default="127.0.0.1", metavar="HOST", help="the server's (%(default)s)")
+    parser.add_argument("-p", "--port", type=_port, default=9002, help="the server's (%(default)s)")
+    parser.add_argument("-c", "--config", default="inr", help="name or text of a configuration (%(default)s)")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.h5", help="where the images go")
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=600.0,
+        metavar="SECONDS",
+        help="how long the server may be silent once it has everything (%(default)g)",
+    )
+
+
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=_folder, nargs="?", metavar="DIR", help="default: the files of inrecon itself")
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("raw", type=Path, nargs="?", metavar="RAW.h5", help="default: a simulated scan")
+    parser.add_argument("--output", type=Path, default=Path("demo-output"), metavar="DIR", help="(%(default)s)")
+    parser.add_argument("--preset", choices=PRESETS, default="standard", help="how much time to spend (%(default)s)")
+
+
+def _add_raw(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("raw", type=Path, metavar="RAW.h5", help="ISMRMRD raw file")
+    parser.add_argument("-g", "--group", default="dataset", help="HDF5 group of the raw data (%(default)s)")
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--hyperparameters",
+        type=_folder,
+        metavar="DIR",
+        help="folder of hyperparameter files (those of inrecon itself)",
+    )
+    parser.add_argument("--device", choices=_DEVICES, default="auto", help="where to compute (%(default)s)")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds <= threading.TIMEOUT_MAX:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, not {text!r}")
+    return seconds
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"a port is a number from 0 to 65535, not {text!r}")
+    return int(text)
+
+
+def _folder(text: str) -> Path:
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {text}")
+    return Path(text)
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name.strip() and equals and value.strip()):
+        raise argparse.ArgumentTypeError(f"must be field=value, as in iterations=200, not {text!r}")
+    return name.strip(), value.strip()

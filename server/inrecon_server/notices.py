@@ -1,0 +1,66 @@
+"""What to tell the sender of a scan, and how often."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from inrecon.events import Event, FallBack, FitFinished, Warned
+
+log = logging.getLogger(__name__)
+
+Level = Literal["INFO", "WARNING", "ERROR"]
+MAX_WARNINGS = 50
+"""How many different warnings of one scan are told."""
+_NUMBER = re.compile(r"\d[\d.,e+-]*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notice:
+    """Something to tell the sender of a scan. Of warnings on one `topic` (None: the text itself) the first is told."""
+
+    level: Level
+    text: str
+    topic: str | None = None
+
+
+class News:
+    """Of the notices of one scan, those worth telling: all but warnings that repeat themselves or are too many."""
+
+    def __init__(self) -> None:
+        self._topics: set[str] = set()
+
+    def of(self, notice: Notice) -> Iterator[Notice]:
+        """`notice`, if it is to be told; in place of the first warning too many, that there are more."""
+        if notice.level != "WARNING":
+            yield notice
+            return
+        topic = notice.text if notice.topic is None else notice.topic
+        if topic in self._topics or len(self._topics) > MAX_WARNINGS:
+            return
+        self._topics.add(topic)
+        full = len(self._topics) > MAX_WARNINGS
+        yield Notice(level="WARNING", text="further warnings are not shown") if full else notice
+
+
+def notice_of(event: Event) -> Notice | None:
+    """What to tell of `event`, if anything."""
+    match event:
+        case Warned(text=text):
+            return Notice(level="WARNING", text=text)
+        case FallBack(room=room, reason=reason):
+            # The planes of a volume, and the frames of a movie, fall back for one reason with different numbers in it.
+            topic = _NUMBER.sub("#", reason)
+            return Notice(level="WARNING", text=f"fall-back ({room}): {reason}", topic=f"{room}: {topic}")
+        case FitFinished():
+            log.info(
+                "%s: %d iterations in %.2f s, stopped by %s",
+                event.method,
+                event.iterations,
+                event.seconds,
+                event.stopped_by,
+            )
+    return None
