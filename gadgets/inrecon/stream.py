@@ -120,7 +120,9 @@ def _coil_maps(measurement: Measurement, index: int, *, fallbacks: list[str]) ->
             raise CalibrationFailed("the scan has no fully sampled centre and no calibration lines")
         return espirit(measurement.calibration[index], shape)
     except CalibrationFailed as error:
-        _fall_back("calibrate", f"{error}; coil maps from the smooth sum of squares instead", fallbacks)
+        _fall_back(
+            "calibrate", f"{error}; coil maps from the smooth sum of squares instead, which leave aliasing", fallbacks
+        )
         return smooth_sum_of_squares(measurement.kspace[index], measurement.mask)
 
 

@@ -98,8 +98,10 @@ def _stderr_to(path: Path | None) -> Iterator[None]:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from inrecon_server.files import open_raw, replacing, write_images, write_pngs
+    from inrecon_server.files import UnwritableFile, open_raw, replacing, write_images, write_pngs
 
+    if options.report and options.report.resolve() == options.output.resolve():
+        raise UnwritableFile(f"{options.report} cannot hold both the images and the report")
     request = _request(options)
     with open_raw(options.raw, group=options.group) as raw, ExitStack() as outputs:
         images = outputs.enter_context(replacing(options.output, source=options.raw))

@@ -56,6 +56,9 @@ def demo(
         raise DemoFailed(f"the demo needs {' and '.join(missing)}: pip install inrecon[demo]")
     started = time.perf_counter()
     console = Console(markup=False, highlight=False, soft_wrap=True)
+    if raw is not None:
+        with open_raw(raw):
+            pass  # an unreadable file is told before a server is started for it
     output.mkdir(parents=True, exist_ok=True)
     truth = None
     if raw is None:

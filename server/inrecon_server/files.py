@@ -111,12 +111,16 @@ def _raw_file(path: Path, file: h5py.File, group: str) -> RawFile:
 def replacing(path: Path, *, source: Path | None = None) -> Iterator[Path]:
     """A temporary file beside `path`, which becomes `path` at the end, or is removed if that is not reached.
 
-    Raises `UnwritableFile` at once if `path` cannot be written, or is `source`, the file that is being read.
+    A link is followed. Raises `UnwritableFile` at once if `path` cannot be written, is no plain file, or is `source`,
+    the file that is being read.
     """
     if path.is_dir():
         raise UnwritableFile(f"{path} is a folder, not a file")
+    if path.exists() and not path.is_file():
+        raise UnwritableFile(f"{path} is a device or a pipe; outputs are plain files")
     if source is not None and path.exists() and path.samefile(source):
         raise UnwritableFile(f"{path} is the input, which is not overwritten; choose another name")
+    path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         temporary.touch()

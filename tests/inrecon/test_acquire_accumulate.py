@@ -119,6 +119,15 @@ class TestPlacement:
         assert (frame.protocol.coils, frame.protocol.acceleration) == (COILS, 1.0)
         assert (frame.protocol.name, frame.protocol.field_strength_T) == ("test", 3.0)
 
+    def test_lines_filled_up_with_zeros_count_as_not_acquired(self):
+        filled = [
+            readout(random_data(line) if line % 3 == 0 else np.zeros((COILS, X), np.complex64), line)
+            for line in range(Y)
+        ]
+        frames, texts = warnings_of(scan(), filled)
+        assert_same(only(frames), only(run(scan(), filled[::3])))
+        assert texts == ["readouts whose samples are all zero count as not acquired"]
+
     @settings(max_examples=30, deadline=None)
     @given(st.sets(st.integers(0, Y - 1), min_size=1).flatmap(lambda lines: st.permutations(sorted(lines))))
     def test_order_does_not_matter(self, lines):

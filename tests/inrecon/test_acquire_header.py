@@ -237,6 +237,7 @@ def test_an_unknown_calibration_mode_is_other():
         (LIMITS_1, LIMITS_1.replace(">54<", ">106<"), "center, 106"),
         (LIMITS_1, LIMITS_1.replace(">105<", ">x<"), "kspace_encoding_step_1 maximum must be a whole number"),
         ("<maximum>1<", "<maximum>70000<", "average maximum must be a whole number from 0 to 65535"),
+        ("<x>192</x>", "<x>30000</x>", "images are interpolated 8 times at most"),
         ("<matrixSize>", "<matrixSized>", "mismatched tag"),
     ],
 )

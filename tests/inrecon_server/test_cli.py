@@ -62,6 +62,9 @@ def one_line(text: str) -> str:
         ("replay raw.h5 -o nowhere/out.h5", "nowhere/out.h5 cannot be written"),
         ("replay raw.h5 -o out.h5 --report raw.h5", "raw.h5 is the input"),
         ("replay raw.h5 -o out.h5 --report nowhere/report.json", "cannot be written"),
+        ("replay raw.h5 -o out.h5 --report ./out.h5", "cannot hold both the images and the report"),
+        ("replay raw.h5 -o /dev/null", "/dev/null is a device or a pipe"),
+        ("demo missing.h5 --output new", "there is no file missing.h5"),
         ("replay raw.h5 -o out.h5 --png notes.txt", "notes.txt"),
         ("replay raw.h5 -o out.h5 -c cg_sens", "did you mean 'cg_sense'"),
         ("replay raw.h5 -o out.h5 -c null", "'null' makes no images"),
@@ -253,9 +256,16 @@ def test_an_interrupt_ends_with_130_one_line_and_no_output(raw: Path, tmp_path: 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = str(silent.getsockname()[1])
         command = [*CLI, "send", str(raw), "-p", port, "-o", str(tmp_path / "out.h5")]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # A shell starts what runs in its background deaf to interrupts; the command must not inherit that.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         connection, _ = silent.accept()
-        with connection:
+        with connection, process:
             assert connection.recv(1)  # it is sending by now
             process.send_signal(signal.SIGINT)
             out, errors = process.communicate(timeout=20)

@@ -127,6 +127,10 @@ class Accumulator:
         if not (0 <= line[0] < z and 0 <= line[1] < y):
             self._skip("outside the encoded matrix", "lines outside the header's encoded matrix are left out")
             return []
+        if not placed.samples.any():
+            # As files hold them that were filled up to a full matrix; no receiver gives exact zeros.
+            self._skip("all zero", "readouts whose samples are all zero count as not acquired")
+            return []
         done = self._end(self._superseded(key))
         frame = self._open.get(key) or self._begin(key, encoding, average=acquisition.idx.average)
         frame.add(acquisition, line, placed)

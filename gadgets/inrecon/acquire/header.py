@@ -31,6 +31,8 @@ NAMESPACE = "http://www.ismrm.org/ISMRMRD"
 RELATIVE_BANDWIDTH = 0.793  # what Gadgetron assumes where a header does not say
 _CONTEXT = XmlContext()  # what xsdata learns of the schema's classes, once
 _COUNTER_MAX = 2**16 - 1  # counters and sizes are unsigned short on the wire
+# A scanner doubles or quadruples the matrix; far more would let a small scan ask for any amount of memory.
+MOST_INTERPOLATION = 8
 _UNSTATED_SLICE_MM = 1.0
 
 T = TypeVar("T")
@@ -140,11 +142,17 @@ def _geometry(encoding: Any, where: str) -> Geometry:
     encoded, recon = _get(encoding, "encodedSpace"), _get(encoding, "reconSpace")
     matrix = _matrix(encoded, f"{where}, encodedSpace matrixSize")
     slice_mm = (_slice_mm(recon) or _slice_mm(encoded) or _UNSTATED_SLICE_MM) if matrix[2] == 1 else math.nan
+    recon_matrix = _matrix(recon, f"{where}, reconSpace matrixSize")
+    if any(fine > MOST_INTERPOLATION * coarse > 0 for fine, coarse in zip(recon_matrix, matrix, strict=True)):
+        raise InvalidHeader(
+            f"{where}: a reconSpace matrix of {recon_matrix} from an encodedSpace matrix of {matrix}; "
+            f"images are interpolated {MOST_INTERPOLATION} times at most"
+        )
     try:
         return Geometry(
             encoded_matrix=matrix,
             encoded_fov_mm=_fov(encoded, slice_mm=slice_mm),
-            recon_matrix=_matrix(recon, f"{where}, reconSpace matrixSize"),
+            recon_matrix=recon_matrix,
             recon_fov_mm=_fov(recon, slice_mm=slice_mm),
         )
     except InvalidFrame as error:
