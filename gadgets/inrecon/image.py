@@ -59,7 +59,7 @@ def to_image(
         pixels = resized
     elif dtype == "float":
         pixels = magnitude
-        bright = _bright_end(magnitude)
+        bright = bright_end(magnitude)
         window = (bright / 2, bright)
     else:
         series = _with_scale_for(magnitude, series)
@@ -127,14 +127,14 @@ def _check(volume: Complex, geometry: Geometry) -> None:
         raise InvalidFrame("the image holds values that are not finite (NaN or infinity)")
 
 
-def _bright_end(magnitude: NDArray[np.float32]) -> float:
+def bright_end(magnitude: NDArray[np.float32]) -> float:
     """The bright end of an image: a high percentile, or the maximum where fewer pixels than that hold any signal."""
     return float(np.percentile(magnitude, _BRIGHT_PERCENTILE)) or float(magnitude.max())
 
 
 def _with_scale_for(magnitude: NDArray[np.float32], series: Series) -> Series:
     """`series` if its scale holds all but a few pixels, with a scale if it had none; else a new series."""
-    bright = _bright_end(magnitude)
+    bright = bright_end(magnitude)
     if bright == 0:
         return series
     fitting = GREY_OF_FIRST / bright

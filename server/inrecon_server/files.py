@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image as Picture
 
 from inrecon.errors import InreconError
+from inrecon.image import bright_end
 
 # Few enough for little memory, many enough that the cost of a call to HDF5 is shared.
 _READOUTS_AT_ONCE = 256
-_BRIGHT_PERCENTILE = 99.9
 
 # What h5py raises for a damaged file, depending on where the damage is.
 _DAMAGE = (OSError, RuntimeError, KeyError, TypeError, ValueError, MemoryError)
@@ -186,7 +186,7 @@ def _grey(image: ismrmrd.Image) -> NDArray[np.uint8]:
     try:
         center, width = float(image.meta["WindowCenter"]), float(image.meta["WindowWidth"])
     except (KeyError, TypeError, ValueError):
-        bright = float(np.percentile(magnitude, _BRIGHT_PERCENTILE)) or float(magnitude.max())
+        bright = bright_end(magnitude)
         center, width = bright / 2, bright
     fraction = (magnitude - (center - width / 2)) / (width or 1.0)
     grey: NDArray[np.uint8] = np.rint(255 * np.clip(fraction, 0, 1)).astype(np.uint8)
