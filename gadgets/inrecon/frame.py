@@ -8,7 +8,7 @@ only, so that a process that merely collects readouts stays light.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -212,33 +212,83 @@ class Frame:
     """What a method fits: one 2-D problem.
 
     `kspace` in the range of `operator` (its own layout, see `operator.arrange`), scaled as in `Measurement`;
-    `maps` on the image grid; `noise_level` the standard deviation of a complex k-space sample, or None.
+    `maps` on the image grid; `noise_level` the standard deviation of a complex k-space sample, or None. `held_out`
+    ``(lines, columns)`` bool marks acquired samples, all coils together, that judge a fit and must have no part in
+    it: fit `training`, judge by `loss`.
     """
 
     kspace: torch.Tensor
     operator: CartesianSense
     maps: CoilMaps
     noise_level: float | None
+    held_out: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if tuple(self.kspace.shape) != self.operator.range_shape:
             raise InvalidFrame(f"k-space {tuple(self.kspace.shape)} for an operator to {self.operator.range_shape}")
         if tuple(self.maps.csm.shape[1:]) != self.operator.domain_shape:
             raise InvalidFrame(f"maps {tuple(self.maps.csm.shape)} for an operator on {self.operator.domain_shape}")
+        if self.held_out is not None and self.held_out.shape != self.kspace.shape[1:]:
+            raise InvalidFrame(f"held-out samples {tuple(self.held_out.shape)} of {tuple(self.kspace.shape[1:])}")
+
+    @property
+    def training(self) -> Frame:
+        """The frame without the samples that are held out."""
+        if self.held_out is None:
+            return self
+        kept = ~self.held_out
+        return replace(self, kspace=self.kspace * kept, operator=self.operator.restricted(kept), held_out=None)
+
+    @property
+    def power(self) -> float:
+        """The mean of |y|^2 over the acquired samples, noise included."""
+        samples = int(self.operator.sampled.sum()) * len(self.kspace)
+        return float(self.kspace.abs().square().sum()) / max(samples, 1)
+
+    @property
+    def noise_share(self) -> float:
+        """The noise's part of `power`, 0 to 1; 0 where the noise is not known."""
+        if self.noise_level is None or self.power == 0:
+            return 0.0
+        return min(1.0, self.noise_level**2 / self.power)
+
+    def residuals(self, image: torch.Tensor) -> torch.Tensor:
+        """A x - y on the held-out samples, ``(samples,)``, each over (|y|^2 + mean |y|^2)^(1/2).
+
+        The weights are the data's own, the same for every image: so the losses of all methods can be compared.
+        """
+        if self.held_out is None:
+            raise InvalidFrame("no samples are held out of this frame")
+        acquired = self.kspace[:, self.held_out]
+        weight = (acquired.abs().square() + self.power).rsqrt()
+        return (weight * (self.operator.forward(image)[:, self.held_out] - acquired)).flatten()
+
+    def loss(self, image: torch.Tensor) -> float | None:
+        """Weighted error of `image` on the held-out samples, relative to that of no image; None if none are held out.
+
+        1 is an image of zeros; what noise there is in the samples bounds it from below.
+        """
+        if self.held_out is None:
+            return None
+        error, nothing = self.residuals(image), self.residuals(image * 0)
+        return float(error.abs().square().sum() / nothing.abs().square().sum())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
     """What a method gives: `image` ``(rows, columns)`` complex64 in the scale of the frame's k-space; `losses` the
-    training loss by iteration; `validation_loss` on samples held out of the fit, or None; `backend` which
-    implementation ran."""
+    training loss by iteration; `trial` the image that was made without the held-out samples, `validation_loss` its
+    loss on them, both None if there were none; `backend` which implementation ran; `remark` what a reader of the
+    report should know of the way the image was made."""
 
     image: torch.Tensor
     iterations: int
     stopped_by: str
     losses: tuple[float, ...] = ()
+    trial: torch.Tensor | None = None
     validation_loss: float | None = None
     backend: str = "torch"
+    remark: str = ""
 
     @property
     def training_loss(self) -> float | None:

@@ -20,7 +20,7 @@ import torch
 from inrecon import __version__
 from inrecon.calibrate import espirit, smooth_sum_of_squares
 from inrecon.condition import condition
-from inrecon.errors import CalibrationFailed, FitDiverged, UnknownName
+from inrecon.errors import CalibrationFailed, InreconError, UnknownName
 from inrecon.events import FallBack, observe
 from inrecon.frame import (
     CoilMaps,
@@ -35,8 +35,11 @@ from inrecon.frame import (
 )
 from inrecon.hyperparams import HyperparameterFiles, Resolved
 from inrecon.image import to_image
-from inrecon.methods import BilevelINR, CGSense, Method
+from inrecon.methods import BilevelINR, CGSense, Method, hold_out
 from inrecon.operators import CartesianSense
+
+HELD_OUT = 0.02
+"""The part of the acquired samples that no fit sees, so that they can judge it."""
 
 Report = dict[str, Any]
 """The facts about one image by name, ready for JSON."""
@@ -66,9 +69,7 @@ def reconstruct(
         resolved = entry.resolve(request)
     with clock("condition"):
         measurement = condition(raw, device=device)
-    problems = [
-        _solve(measurement, index, method=resolved.method, clock=clock) for index in range(len(measurement.kspace))
-    ]
+    problems = _solve(measurement, method=resolved.method, clock=clock)
     report = _report(raw, resolved, measurement, problems, device=device) | {"seconds": dict(clock.seconds)}
     space = raw.key.encoding_space
     with clock("image"):
@@ -93,23 +94,42 @@ class _Solved:
     fallbacks: tuple[str, ...]
 
 
-def _solve(measurement: Measurement, index: int, *, method: Method, clock: _Stopwatch) -> _Solved:
-    """Coil maps and fit of one problem of the batch, its k-space scaled to a largest magnitude of 1."""
-    kspace = measurement.kspace[index]
-    scale = float(kspace.abs().max()) or 1.0
-    fallbacks: list[str] = []
+def _solve(measurement: Measurement, *, method: Method, clock: _Stopwatch) -> list[_Solved]:
+    """Coil maps and fit of each problem of the batch, its k-space scaled to a largest magnitude of 1."""
+    indices = range(len(measurement.kspace))
+    fallbacks: list[list[str]] = [[] for _ in indices]
     with clock("calibrate"):
-        maps = _coil_maps(measurement, index, fallbacks=fallbacks)
+        maps = [_coil_maps(measurement, index, fallbacks=fallbacks[index]) for index in indices]
+    scales = [float(kspace.abs().max()) or 1.0 for kspace in measurement.kspace]
     with clock("fit"):
-        operator = CartesianSense(maps.csm, measurement.mask)
-        noise_level = None if measurement.noise_level is None else measurement.noise_level / scale
-        frame = Frame(kspace=operator.arrange(kspace / scale), operator=operator, maps=maps, noise_level=noise_level)
-        reconstruction = _fit(method, frame, fallbacks=fallbacks)
-        _synchronise(kspace.device)
-    # In the intensity of the coils as acquired: whether noise readouts came must not change an image's shading.
-    intensity = torch.linalg.vector_norm(torch.einsum("av,vrc->arc", measurement.unmix, maps.csm), dim=0)
-    image = reconstruction.image * intensity * (scale * measurement.scale)
-    return _Solved(image=image, reconstruction=reconstruction, maps=maps, fallbacks=tuple(fallbacks))
+        frames = [_frame(measurement, index, maps=maps[index], scale=scales[index]) for index in indices]
+        fits = method.fit_slices(frames)
+        tried = zip(frames, fits, fallbacks, strict=True)
+        chosen = [_guarded(frame, fit, fallbacks=reasons) for frame, fit, reasons in tried]
+        _synchronise(measurement.kspace.device)
+    return [
+        _Solved(
+            image=fit.image * _intensity(measurement, csm.csm) * (scale * measurement.scale),
+            reconstruction=fit,
+            maps=csm,
+            fallbacks=tuple(reasons),
+        )
+        for fit, csm, scale, reasons in zip(chosen, maps, scales, fallbacks, strict=True)
+    ]
+
+
+def _frame(measurement: Measurement, index: int, *, maps: CoilMaps, scale: float) -> Frame:
+    """One problem of the batch, some of its samples held out to judge the fit."""
+    operator = CartesianSense(maps.csm, measurement.mask)
+    noise_level = None if measurement.noise_level is None else measurement.noise_level / scale
+    kspace = operator.arrange(measurement.kspace[index] / scale)
+    frame = Frame(kspace=kspace, operator=operator, maps=maps, noise_level=noise_level)
+    return hold_out(frame, HELD_OUT, seed=0)
+
+
+def _intensity(measurement: Measurement, csm: torch.Tensor) -> torch.Tensor:
+    """What takes an image to the intensity of the coils as acquired: whether noise readouts came must not change it."""
+    return torch.linalg.vector_norm(torch.einsum("av,vrc->arc", measurement.unmix, csm), dim=0)
 
 
 def _coil_maps(measurement: Measurement, index: int, *, fallbacks: list[str]) -> CoilMaps:
@@ -126,13 +146,19 @@ def _coil_maps(measurement: Measurement, index: int, *, fallbacks: list[str]) ->
         return smooth_sum_of_squares(measurement.kspace[index], measurement.mask)
 
 
-def _fit(method: Method, frame: Frame, *, fallbacks: list[str]) -> Reconstruction:
-    """The method's reconstruction, or CG-SENSE's if the fit diverged."""
-    try:
-        return method.fit(frame)
-    except FitDiverged as error:
-        _fall_back("fit", f"{error}; CG-SENSE instead", fallbacks)
+def _guarded(frame: Frame, fit: Reconstruction | InreconError, *, fallbacks: list[str]) -> Reconstruction:
+    """`fit`, or CG-SENSE's image if the fit diverged or is further than CG-SENSE from the samples held out."""
+    if isinstance(fit, InreconError):
+        _fall_back("fit", f"{fit}; CG-SENSE instead", fallbacks)
         return CGSense().fit(frame)
+    if fit.validation_loss is None:
+        return fit
+    linear = frame.loss(CGSense().fit(frame.training).image)
+    if linear is None or fit.validation_loss <= linear:
+        return fit
+    reason = f"held-out samples are nearer to CG-SENSE (loss {linear:.4g}) than to the fit ({fit.validation_loss:.4g})"
+    _fall_back("fit", f"{reason}; CG-SENSE instead", fallbacks)
+    return CGSense().judged(frame)
 
 
 def _fall_back(room: str, reason: str, fallbacks: list[str]) -> None:
@@ -178,6 +204,7 @@ def _report(
         "stopped_by": _different(fit.stopped_by for fit in fits),
         "training_loss": max(training, default=None),
         "validation_loss": max(validation, default=None),
+        "remark": _different(fit.remark for fit in fits if fit.remark) or None,
         "fallback": _different(reason for problem in problems for reason in problem.fallbacks) or None,
     }
 

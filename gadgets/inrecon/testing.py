@@ -117,15 +117,18 @@ class EncoderConformance:
     settings = EncoderSettings(levels=4, base_resolution=4, log2_table_size=10)
 
     def _make(self, shape: tuple[int, ...] = (9, 8), seed: int = 0) -> Encoder:
-        generator = torch.Generator().manual_seed(seed)
-        return encoders[self.encoder]([pixel_centres(shape, "cpu")], self.settings, generator=generator)
+        return self._of_members(shape, seeds=[seed])
+
+    def _of_members(self, shape: tuple[int, ...], *, seeds: list[int]) -> Encoder:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return encoders[self.encoder]([pixel_centres(shape, "cpu")], self.settings, generators=generators)
 
     def test_shape_in_two_and_three_dimensions(self) -> None:
         """One row of features a point, finite."""
         for shape in ((9, 8), (5, 4, 3)):
             encoder = self._make(shape)
             features = encoder()
-            assert features.shape == (torch.Size(shape).numel(), encoder.features)
+            assert features.shape == (1, torch.Size(shape).numel(), encoder.features)
             assert torch.isfinite(features).all()
 
     def test_same_seed_same_features(self) -> None:
@@ -133,6 +136,11 @@ class EncoderConformance:
         first = self._make(seed=3)()
         torch.rand(5)
         assert torch.equal(first, self._make(seed=3)())
+
+    def test_members_are_encoders_of_their_own(self) -> None:
+        """Two in one give what each gives alone."""
+        both = self._of_members((9, 8), seeds=[3, 4])()
+        torch.testing.assert_close(both, torch.cat([self._make(seed=3)(), self._make(seed=4)()]))
 
     def test_gradients_are_those_of_finite_differences(self) -> None:
         """d <f, c> / d parameter along a random direction."""

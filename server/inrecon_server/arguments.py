@@ -35,6 +35,7 @@ def build_parser(runs: Mapping[str, Callable[[argparse.Namespace], int]]) -> arg
     _add_send(commands.add_parser("send", help="send a raw file to a server and keep its images"))
     _add_check(commands.add_parser("check", help="say what is wrong with hyperparameter files"))
     _add_demo(commands.add_parser("demo", help="simulate a scan and compare methods through a server"))
+    _add_bench(commands.add_parser("bench", help="compare methods on many scans (from a source checkout)"))
     commands.add_parser("doctor", help="show versions, devices and files that were found")
     for name, command in commands.choices.items():
         command.set_defaults(run=runs[name])
@@ -96,6 +97,16 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("raw", type=Path, nargs="?", metavar="RAW.h5", help="default: a simulated scan")
     parser.add_argument("--output", type=Path, default=Path("demo-output"), metavar="DIR", help="(%(default)s)")
     parser.add_argument("--preset", choices=PRESETS, default="standard", help="how much time to spend (%(default)s)")
+
+
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("suite", choices=("quality",), help="which benchmark")
+    parser.add_argument(
+        "rest",
+        nargs=argparse.REMAINDER,
+        metavar="...",
+        help="its own arguments; 'inrecon bench quality --help' lists them",
+    )
 
 
 def _add_raw(parser: argparse.ArgumentParser) -> None:

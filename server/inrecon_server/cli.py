@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,15 @@ def _demo(options: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(options: argparse.Namespace) -> int:
+    benchmarks = Path(__file__).parents[2] / "tests" / "benchmarks"
+    if not (benchmarks / options.suite).is_dir():
+        raise InreconError("benchmarks run from a source checkout; an installed inrecon does not bring them")
+    sys.path.insert(0, str(benchmarks))
+    code: int = import_module(f"{options.suite}.main").main(options.rest)
+    return code
+
+
 def _doctor(_: argparse.Namespace) -> int:
     from inrecon_server.doctor import findings
 
@@ -225,6 +235,7 @@ _COMMANDS = {
     "send": _send,
     "check": _check,
     "demo": _demo,
+    "bench": _bench,
     "doctor": _doctor,
 }
 

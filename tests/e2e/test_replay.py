@@ -139,10 +139,10 @@ def test_a_fall_back_is_told_once_and_reported_for_each_image(
     from inrecon.errors import FitDiverged
     from inrecon.methods import BilevelINR
 
-    def diverge(self, frame):
-        raise FitDiverged("the fit diverged")
+    def diverge(self, frames):
+        return [FitDiverged("the fit diverged") for _ in frames]
 
-    monkeypatch.setattr(BilevelINR, "fit", diverge)
+    monkeypatch.setattr(BilevelINR, "fit_slices", diverge)
     report = raw.with_name("report.json")
     assert len(replay(raw, "--report", str(report))) == 4
     assert [entry["fallback"] for entry in json.loads(report.read_text())] == ["the fit diverged; CG-SENSE instead"] * 4

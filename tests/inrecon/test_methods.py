@@ -1,40 +1,15 @@
-"""Methods: the suite, and what each is for."""
+"""Methods in general: linear ones by the suite, their order, hyperparameters by name, frames that judge."""
 
 import dataclasses
 
 import pytest
 import torch
 
-from inrecon.errors import FitDiverged, UnknownName
-from inrecon.events import Event, FitFinished, FitProgressed, listening
+from inrecon.errors import FitDiverged, InvalidFrame, UnknownName
 from inrecon.frame import Frame, Reconstruction
-from inrecon.methods import BilevelINR, CGSense, ZeroFilled, build
-from inrecon.methods.bilevel_inr import held_out_samples
+from inrecon.methods import BilevelINR, CGSense, Method, ZeroFilled, build, hold_out, methods
 from inrecon.methods.method import InvalidHyperparameter
-from inrecon.testing import MethodConformance, relative_error, simulated_frame
-
-QUICK = BilevelINR(
-    iterations=60,
-    levels=8,
-    log2_table_size=12,
-    base_resolution=4,
-    width=16,
-    sample_dropout=0.0,
-    pixel_shift=0.0,
-    closing_weight=0.0,
-)
-
-
-class TestBilevelINR(MethodConformance):
-    method = QUICK
-
-
-class TestBilevelINRStoppedByHeldOutSamples(MethodConformance):
-    method = dataclasses.replace(QUICK, held_out=0.2, patience=2, weight_form="magnitude", weight_offset=1.4e-2)
-
-
-class TestBilevelINRWithAcquiredWeightsAndClosing(MethodConformance):
-    method = dataclasses.replace(QUICK, weight="acquired", closing_weight=0.1, sample_dropout=0.25, pixel_shift=0.25)
+from inrecon.testing import MethodConformance, random_complex, relative_error, simulated_frame
 
 
 class TestCGSense(MethodConformance):
@@ -45,67 +20,53 @@ class TestZeroFilled(MethodConformance):
     method = ZeroFilled()
 
 
+def test_every_method_is_registered() -> None:
+    expected = ["bilevel_inr", "cg_sense", "grappa", "imjense", "l1_wavelet", "tv", "unroll_inr", "zero_filled"]
+    assert set(expected) <= set(methods.names())
+
+
 def test_the_inr_beats_cg_sense_which_beats_zero_filling() -> None:
     frame, truth = simulated_frame(48, 48, noise=1e-3)
-    inr = dataclasses.replace(QUICK, iterations=300, base_resolution=8)
+    inr = BilevelINR(iterations=300, levels=8, log2_table_size=12, base_resolution=8, width=16)
     errors = [relative_error(m.fit(frame).image, truth) for m in (inr, CGSense(), ZeroFilled())]
     assert errors == sorted(errors)
 
 
-def test_closing_data_consistency_brings_the_image_nearer_to_the_data() -> None:
+def test_a_method_that_takes_no_notice_of_held_out_samples_is_judged_by_a_second_fit() -> None:
+    frame = hold_out(simulated_frame()[0], 0.3, seed=0)
+    result = CGSense().judged(frame)
+    assert torch.equal(result.image, CGSense().fit(frame).image)
+    assert result.trial is not None
+    assert torch.equal(result.trial, CGSense().fit(frame.training).image)
+    assert result.validation_loss == frame.loss(result.trial)
+
+
+def test_nothing_held_out_is_nothing_to_judge_by() -> None:
+    result = CGSense().judged(simulated_frame()[0])
+    assert result.trial is None
+    assert result.validation_loss is None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fragile(Method):
+    """Gives k-space's sum as a constant image; diverges on frames without any."""
+
+    def fit(self, frame: Frame) -> Reconstruction:
+        """Or `FitDiverged`."""
+        if not frame.kspace.any():
+            raise FitDiverged("nothing to fit")
+        image = frame.kspace.sum().expand(frame.operator.domain_shape)
+        return Reconstruction(image=image, iterations=1, stopped_by="closed form")
+
+
+def test_slices_are_fitted_one_by_one_and_one_that_diverges_leaves_the_others() -> None:
     frame, _ = simulated_frame()
-
-    def misfit(result: Reconstruction) -> float:
-        return float((frame.operator.forward(result.image) - frame.kspace).norm())
-
-    closed = dataclasses.replace(QUICK, closing_weight=0.1)
-    assert misfit(closed.fit(frame)) < 0.5 * misfit(QUICK.fit(frame))
-
-
-def test_held_out_samples_have_no_part_in_the_fit() -> None:
-    frame, _ = simulated_frame()
-    method = dataclasses.replace(QUICK, held_out=0.3, iterations=20)
-    held_out = held_out_samples(frame, 0.3, seed=method.seed)
-    assert 0.25 < held_out.sum() / frame.operator.sampled.expand_as(held_out).sum() < 0.35
-    spoiled = dataclasses.replace(frame, kspace=torch.where(held_out, frame.kspace + 5, frame.kspace))
-    assert torch.equal(method.fit(frame).image, method.fit(spoiled).image)
-
-
-def test_another_seed_is_another_fit() -> None:
-    frame, _ = simulated_frame()
-    assert not torch.equal(QUICK.fit(frame).image, dataclasses.replace(QUICK, seed=1).fit(frame).image)
-
-
-def test_stopping_by_held_out_samples_gives_the_best_image_of_the_run() -> None:
-    frame, _ = simulated_frame(noise=2e-2)
-    # Without averaging the iterates are restless, so a best one comes soon.
-    method = dataclasses.replace(QUICK, iterations=600, held_out=0.2, patience=2, image_averaging=0.0)
-    result = method.fit(frame)
-    assert result.stopped_by == "held-out samples"
-    assert result.iterations < 600
-    last = dataclasses.replace(method, patience=0, iterations=result.iterations).fit(frame)
-    assert result.validation_loss is not None
-    assert last.validation_loss is not None
-    assert result.validation_loss < last.validation_loss
-
-
-def test_a_fit_that_diverges_says_so() -> None:
-    frame, _ = simulated_frame()
-    infinite = dataclasses.replace(frame, kspace=frame.kspace * float("inf"))
-    with pytest.raises(FitDiverged, match="not finite"):
-        QUICK.fit(infinite)
-
-
-def test_the_fit_is_announced() -> None:
-    frame, _ = simulated_frame()
-    heard: list[Event] = []
-    with listening(heard.append):
-        result = QUICK.fit(frame)
-    QUICK.fit(frame)
-    finished = [event for event in heard if isinstance(event, FitFinished)]
-    assert len(finished) == 1
-    assert finished[0].validation_loss == result.validation_loss
-    assert [event.iteration for event in heard if isinstance(event, FitProgressed)] == [25, 50, 60]
+    empty = dataclasses.replace(frame, kspace=torch.zeros_like(frame.kspace))
+    first, second, third = Fragile().fit_slices([frame, empty, dataclasses.replace(frame, kspace=2 * frame.kspace)])
+    assert isinstance(second, FitDiverged)
+    assert isinstance(first, Reconstruction)
+    assert isinstance(third, Reconstruction)
+    torch.testing.assert_close(third.image, 2 * first.image)
 
 
 @pytest.mark.parametrize(
@@ -119,8 +80,7 @@ def test_the_fit_is_announced() -> None:
         ({"iterations": 10.5}, "must be int, not 10.5"),
         ({"iterations": 0}, "must lie in 1 .. 100000"),
         ({"weight": "all"}, "must be one of 'self', 'acquired', 'none', not 'all'"),
-        ({"patience": 3, "held_out": 0.0}, "held_out must be above 0"),
-        ({"encoder": "hash"}, "must be one of dense_grid, frequency, hash_grid, identity, not 'hash'"),
+        ({"encoder": "hash"}, "must be one of dense_grid, diner, frequency, hash_grid, identity, not 'hash'"),
         ({"seed": [1]}, r"must be int, not \[1\]"),
     ],
 )
@@ -131,12 +91,75 @@ def test_a_wrong_hyperparameter_is_named(values: dict[str, object], message: str
 
 def test_an_unknown_method_is_named_with_the_known_ones() -> None:
     with pytest.raises(UnknownName, match=r"known are .*bilevel_inr, cg_sense, .*zero_filled"):
-        build("grappa", {})
+        build("sense", {})
 
 
 def test_a_frame_checks_its_shapes_at_the_door() -> None:
     frame, _ = simulated_frame()
-    from inrecon.errors import InvalidFrame
-
     with pytest.raises(InvalidFrame, match="operator to"):
         Frame(kspace=frame.kspace[:1], operator=frame.operator, maps=frame.maps, noise_level=None)
+    with pytest.raises(InvalidFrame, match="held-out samples"):
+        dataclasses.replace(frame, held_out=torch.zeros(32, 24, dtype=torch.bool))
+
+
+def test_the_training_frame_has_all_samples_but_those_held_out() -> None:
+    frame = hold_out(simulated_frame()[0], 0.3, seed=0)
+    held_out, training = frame.held_out, frame.training
+    assert held_out is not None
+    assert training.held_out is None
+    assert torch.equal(training.operator.sampled, frame.operator.sampled & ~held_out)
+    assert not training.kspace[:, held_out].any()
+    assert torch.equal(training.kspace[:, ~held_out], frame.kspace[:, ~held_out])
+    assert training.training is training
+
+
+def test_the_loss_is_zero_for_the_truth_one_for_nothing_and_blind_to_what_is_fitted() -> None:
+    frame, truth = simulated_frame(noise=0.0)
+    frame = hold_out(frame, 0.3, seed=0)
+    loss, nothing = frame.loss(truth), frame.loss(0 * truth)
+    assert loss == pytest.approx(0, abs=1e-9)
+    assert nothing == pytest.approx(1)
+    assert frame.held_out is not None
+    elsewhere = dataclasses.replace(frame, kspace=frame.kspace * torch.where(frame.held_out, 1, -1))
+    assert elsewhere.loss(truth) == loss
+
+
+def test_the_loss_does_not_depend_on_the_scale() -> None:
+    frame = hold_out(simulated_frame()[0], 0.3, seed=0)
+    image = random_complex(32, 24, seed=3)
+    scaled = dataclasses.replace(frame, kspace=100 * frame.kspace)
+    loss = frame.loss(image)
+    assert loss is not None
+    assert scaled.loss(100 * image) == pytest.approx(loss, rel=1e-4)
+
+
+def test_without_held_out_samples_there_is_no_loss() -> None:
+    frame, truth = simulated_frame()
+    assert frame.loss(truth) is None
+    with pytest.raises(InvalidFrame, match="no samples are held out"):
+        frame.residuals(truth)
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.3])
+def test_held_out_samples_are_that_part_of_those_acquired_without_the_centre(fraction: float) -> None:
+    frame = hold_out(simulated_frame(96, 80)[0], fraction, seed=0)
+    assert frame.held_out is not None
+    sampled = frame.operator.sampled
+    assert float(frame.held_out.sum() / sampled.sum()) == pytest.approx(fraction, rel=0.15)
+    assert not (frame.held_out & ~sampled).any()
+    assert frame.training.operator.mask[46:51, 38:43].all()
+
+
+def test_the_seed_says_which_samples_are_held_out() -> None:
+    frame, _ = simulated_frame()
+    first, again, other = (hold_out(frame, 0.3, seed=seed).held_out for seed in (0, 0, 1))
+    assert first is not None
+    assert again is not None
+    assert other is not None
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_too_few_samples_to_judge_by_are_not_held_out() -> None:
+    frame, _ = simulated_frame()
+    assert hold_out(frame, 0.005, seed=0).held_out is None

@@ -21,12 +21,26 @@ def scattered(rows: int, columns: int) -> torch.Tensor:
     return torch.rand(rows, columns, generator=torch.Generator().manual_seed(0)) < 0.4
 
 
+def odd(rows: int, columns: int) -> torch.Tensor:
+    """Lines of which one is not whole."""
+    mask = lines(rows, columns)
+    mask[1, : columns // 2] = False
+    return mask
+
+
+EACH_PATTERN = pytest.mark.parametrize("pattern", [lines, odd, scattered])
+
+
 class TestLines(OperatorConformance):
     operator = CartesianSense(smooth_maps(3, 14, 9).csm, lines(14, 9))
 
 
 class TestScatteredSamples(OperatorConformance):
     operator = CartesianSense(smooth_maps(3, 11, 8).csm, scattered(11, 8))
+
+
+class TestLinesWithSamplesLeftOut(OperatorConformance):
+    operator = TestLines.operator.restricted(torch.arange(9) % 3 > 0)
 
 
 def explicit_kspace(image: torch.Tensor) -> torch.Tensor:
@@ -41,7 +55,7 @@ def explicit_kspace(image: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("shape", [(14, 9), (9, 14), (8, 8), (7, 5)])
-@pytest.mark.parametrize("pattern", [lines, scattered])
+@EACH_PATTERN
 def test_forward_is_the_explicit_fourier_sum_of_the_coil_images(
     shape: tuple[int, int], pattern: Callable[[int, int], torch.Tensor]
 ) -> None:
@@ -58,7 +72,78 @@ def test_arranging_keeps_magnitudes_and_drops_what_was_not_sampled() -> None:
     torch.testing.assert_close(arranged.abs().flatten().sort().values, kept)
 
 
-@pytest.mark.parametrize("pattern", [lines, scattered])
+@EACH_PATTERN
+@pytest.mark.parametrize("shape", [(14, 9), (9, 14), (8, 8)])
+def test_the_range_is_the_rows_with_a_sample(
+    shape: tuple[int, int], pattern: Callable[[int, int], torch.Tensor]
+) -> None:
+    mask = pattern(*shape)
+    operator = CartesianSense(smooth_maps(3, *shape).csm, mask)
+    assert operator.range_shape == (3, int(mask.any(1).sum()), shape[1])
+    assert operator.sampled.sum() == mask.sum()
+    assert torch.equal(operator.mask, mask)
+
+
+@EACH_PATTERN
+@pytest.mark.parametrize("shape", [(14, 9), (9, 14), (8, 8)])
+def test_centring_undoes_arranging(shape: tuple[int, int], pattern: Callable[[int, int], torch.Tensor]) -> None:
+    mask, kspace = pattern(*shape), random_complex(2, 3, *shape, seed=1)
+    operator = CartesianSense(smooth_maps(3, *shape).csm, mask)
+    torch.testing.assert_close(operator.centred(operator.arrange(kspace)), kspace * mask)
+
+
+@EACH_PATTERN
+def test_a_restricted_operator_is_that_of_the_samples_kept(pattern: Callable[[int, int], torch.Tensor]) -> None:
+    maps, image = smooth_maps(3, 14, 9).csm, random_complex(14, 9, seed=5)
+    operator = CartesianSense(maps, pattern(14, 9))
+    kept = torch.rand(operator.range_shape[1:], generator=torch.Generator().manual_seed(1)) < 0.7
+    restricted = operator.restricted(kept)
+    assert restricted.range_shape == operator.range_shape
+    assert torch.equal(restricted.forward(image), operator.forward(image) * kept)
+    fresh = CartesianSense(maps, restricted.mask)
+    assert fresh.mask.sum() == (operator.sampled & kept).sum()
+    torch.testing.assert_close(restricted.gram(image), fresh.gram(image))
+    assert torch.equal(operator.mask, pattern(14, 9))
+
+
+@EACH_PATTERN
+def test_batch_axes_are_images_side_by_side(pattern: Callable[[int, int], torch.Tensor]) -> None:
+    operator = CartesianSense(smooth_maps(3, 14, 9).csm, pattern(14, 9))
+    images, kspace = random_complex(2, 4, 14, 9, seed=5), random_complex(2, 4, *operator.range_shape, seed=6)
+    forward, adjoint, gram = operator.forward(images), operator.adjoint(kspace), operator.gram(images)
+    for i in range(2):
+        for j in range(4):
+            torch.testing.assert_close(forward[i, j], operator.forward(images[i, j]))
+            torch.testing.assert_close(adjoint[i, j], operator.adjoint(kspace[i, j]))
+            torch.testing.assert_close(gram[i, j], operator.gram(images[i, j]))
+
+
+@EACH_PATTERN
+def test_a_stacked_operator_is_each_slice_with_its_own_maps(pattern: Callable[[int, int], torch.Tensor]) -> None:
+    maps = [smooth_maps(3, 14, 9).csm, smooth_maps(3, 14, 9).csm.flip(0, 2)]
+    operators = [CartesianSense(csm, pattern(14, 9)) for csm in maps]
+    stacked = CartesianSense.stacked(operators)
+    assert stacked.positions == operators[0].positions
+    assert (stacked.domain_shape, stacked.range_shape) == (operators[0].domain_shape, operators[0].range_shape)
+    images = random_complex(2, 5, 14, 9, seed=5)
+    for displaced in (False, True):
+        both = stacked.displaced((0.25, -0.25)) if displaced else stacked
+        forward, gram = both.forward(images), both.gram(images)
+        adjoint = both.adjoint(forward)
+        for number, operator in enumerate(operators):
+            alone = operator.displaced((0.25, -0.25)) if displaced else operator
+            torch.testing.assert_close(forward[number], alone.forward(images[number]))
+            torch.testing.assert_close(adjoint[number], alone.adjoint(forward[number]))
+            torch.testing.assert_close(gram[number], alone.gram(images[number]))
+
+
+def test_slices_with_other_samples_are_not_stacked() -> None:
+    maps = smooth_maps(3, 14, 9).csm
+    with pytest.raises(ValueError, match="same samples"):
+        CartesianSense.stacked([CartesianSense(maps, pattern(14, 9)) for pattern in (lines, odd)])
+
+
+@EACH_PATTERN
 def test_a_displaced_operator_gives_the_displaced_data_of_the_displaced_image(
     pattern: Callable[[int, int], torch.Tensor],
 ) -> None:

@@ -1,6 +1,7 @@
 """From readouts to image through all rooms, on every device there is."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import ismrmrd
 import numpy as np
@@ -8,9 +9,9 @@ import pytest
 import torch
 
 from inrecon.acquire import Accumulator, parse_header
-from inrecon.errors import UnknownName
+from inrecon.errors import FitDiverged, UnknownName
 from inrecon.events import Event, FallBack, listening
-from inrecon.frame import Geometry, Key, Protocol, RawFrame, Readouts, Request, SeriesBySpace
+from inrecon.frame import Frame, Geometry, Key, Protocol, RawFrame, Readouts, Request, SeriesBySpace
 from inrecon.hyperparams import HyperparameterFiles
 from inrecon.methods import BilevelINR
 from inrecon.methods.method import InvalidHyperparameter
@@ -123,13 +124,13 @@ def test_partial_fourier_lands_where_it_belongs(hyperparameters: HyperparameterF
 
 
 def test_provenance_is_in_report_and_meta(scan: SimulatedScan, hyperparameters: HyperparameterFiles) -> None:
-    result = images_of(scan, Request(overrides=QUICK), hyperparameters)[0]
+    result = images_of(scan, Request(overrides={**QUICK, "iterations": 200}), hyperparameters)[0]
     (report,) = result.reports
     assert report["method"] == "bilevel_inr"
     assert report["entry"] == "default"
-    assert report["hyperparameters"]["iterations"] == 60
+    assert report["hyperparameters"]["iterations"] == 200
     assert report["sources"]["iterations"] == "request"
-    assert report["iterations"] == 60
+    assert report["iterations"] == 200
     assert report["fallback"] is None
     assert report["prewhitened_by"] == "noise readouts"
     assert report["coil_maps_by"] == "espirit"
@@ -139,20 +140,29 @@ def test_provenance_is_in_report_and_meta(scan: SimulatedScan, hyperparameters: 
     meta = ismrmrd.Meta.deserialize(result.images[0].attribute_string)
     assert meta["inrecon_method"] == "bilevel_inr"
     assert meta["inrecon_entry_sha256"] == report["entry_sha256"]
-    assert meta["inrecon_hyperparameter_iterations"] == "60 (request)"
+    assert meta["inrecon_hyperparameter_iterations"] == "200 (request)"
     assert "inrecon_fallback" not in meta
+
+
+def test_a_fit_further_from_held_out_samples_than_cg_sense_is_not_sent(
+    scan: SimulatedScan, hyperparameters: HyperparameterFiles
+) -> None:
+    expected = images_of(scan, Request(method="cg_sense", dtype="float"), hyperparameters)[0]
+    begun = Request(dtype="float", overrides={**QUICK, "iterations": 2})
+    result = images_of(scan, begun, hyperparameters)[0]
+    assert np.array_equal(result.images[0].data, expected.images[0].data)
+    assert "held-out samples are nearer to CG-SENSE" in result.reports[0]["fallback"]
+    assert ismrmrd.Meta.deserialize(result.images[0].attribute_string)["inrecon_fallback"]
 
 
 def test_a_diverged_fit_gives_cg_sense_marked_as_such(
     scan: SimulatedScan, hyperparameters: HyperparameterFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from inrecon.errors import FitDiverged
-
-    def diverge(self: BilevelINR, frame: object) -> None:
-        raise FitDiverged("bilevel_inr diverged: tested here")
+    def diverge(self: BilevelINR, frames: Sequence[Frame]) -> list[FitDiverged]:
+        return [FitDiverged("bilevel_inr diverged: tested here") for _ in frames]
 
     expected = images_of(scan, Request(method="cg_sense", dtype="float"), hyperparameters)[0]
-    monkeypatch.setattr(BilevelINR, "fit", diverge)
+    monkeypatch.setattr(BilevelINR, "fit_slices", diverge)
     heard: list[Event] = []
     with listening(heard.append):
         result = images_of(scan, Request(dtype="float"), hyperparameters)[0]

@@ -25,10 +25,11 @@ class EncoderSettings:
 
 
 class Encoder(torch.nn.Module, ABC):
-    """A map from points ``(points, dimensions)`` in (0, 1) to features ``(points, features)``.
+    """Maps from points ``(points, dimensions)`` in (0, 1) to features ``(members, points, features)``.
 
     One or several sets of points are given when it is made and never change, so whatever depends on them alone is
-    computed once; the parameters are shared by all sets.
+    computed once; the parameters are shared by all sets. Members are independent of one another, each with parameters
+    of its own: many fits in one.
     """
 
     features: int
@@ -36,16 +37,16 @@ class Encoder(torch.nn.Module, ABC):
 
     @abstractmethod
     def forward(self, which: int = 0) -> torch.Tensor:
-        """Features of point set number `which`, ``(points, features)`` float32."""
+        """Features of point set number `which`, ``(members, points, features)`` float32."""
 
 
 class EncoderFactory(Protocol):
     """What is registered under an encoder's name."""
 
     def __call__(
-        self, point_sets: Sequence[torch.Tensor], settings: EncoderSettings, *, generator: torch.Generator
+        self, point_sets: Sequence[torch.Tensor], settings: EncoderSettings, *, generators: Sequence[torch.Generator]
     ) -> Encoder:
-        """An encoder of these sets of points, its initial parameters drawn from `generator`."""
+        """An encoder of these sets of points, the initial parameters of each member drawn from its generator."""
 
 
 encoders: Registry[EncoderFactory] = Registry("encoder", group="inrecon.encoders")

@@ -11,13 +11,13 @@ from inrecon.encoders.encoder import Encoder, EncoderSettings, encoders
 class _Fixed(Encoder):
     """Features computed once."""
 
-    def __init__(self, encoded: list[torch.Tensor]) -> None:
+    def __init__(self, encoded: list[torch.Tensor], *, members: int) -> None:
         super().__init__()
         self.features = encoded[0].shape[1]
-        self._encoded = encoded
+        self._encoded = [features.expand(members, -1, -1) for features in encoded]
 
     def forward(self, which: int = 0) -> torch.Tensor:
-        """``(points, features)``."""
+        """``(members, points, features)``, the same for each member."""
         return self._encoded[which]
 
 
@@ -26,10 +26,10 @@ class Identity(_Fixed):
     """The coordinates themselves, moved to (-1, 1): 'no encoding'."""
 
     def __init__(
-        self, point_sets: Sequence[torch.Tensor], settings: EncoderSettings, *, generator: torch.Generator
+        self, point_sets: Sequence[torch.Tensor], settings: EncoderSettings, *, generators: Sequence[torch.Generator]
     ) -> None:
-        del settings, generator
-        super().__init__([points * 2 - 1 for points in point_sets])
+        del settings
+        super().__init__([points * 2 - 1 for points in point_sets], members=len(generators))
 
 
 @encoders.register("frequency")
@@ -37,9 +37,9 @@ class Frequency(_Fixed):
     """sin and cos of 2^l pi r for each level l (Mildenhall et al., NeRF, Eq. 4): 'frequency encoding'."""
 
     def __init__(
-        self, point_sets: Sequence[torch.Tensor], settings: EncoderSettings, *, generator: torch.Generator
+        self, point_sets: Sequence[torch.Tensor], settings: EncoderSettings, *, generators: Sequence[torch.Generator]
     ) -> None:
-        del generator
         octaves = math.pi * 2.0 ** torch.arange(settings.levels, device=point_sets[0].device)
         phases = [points[:, :, None] * octaves for points in point_sets]
-        super().__init__([torch.cat([phase.sin(), phase.cos()], 2).flatten(1) for phase in phases])
+        encoded = [torch.cat([phase.sin(), phase.cos()], 2).flatten(1) for phase in phases]
+        super().__init__(encoded, members=len(generators))

@@ -1,9 +1,9 @@
 """Multi-resolution grids of trainable features (Mueller et al. 2022; bilevel paper, Eq. 8), in tinycudann's layout.
 
 The points never move, so each level is a constant sparse matrix of interpolation weights: encoding is one sparse
-product with the table, and its gradient one with the transpose, a gather over a fixed list without atomics that gives
-the same bits in every run. Only entries that some point touches are kept (an untouched one has no gradient); `table`
-restores the full layout.
+product with the tables of all members side by side, and its gradient one with the transpose, a gather over a fixed
+list without atomics that gives the same bits in every run. Only entries that some point touches are kept (an untouched
+one has no gradient); `table` restores the full layout.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class _Grid(Encoder):
         point_sets: Sequence[torch.Tensor],
         settings: EncoderSettings,
         *,
-        generator: torch.Generator,
+        generators: Sequence[torch.Generator],
         hashed: bool,
     ) -> None:
         super().__init__()
@@ -125,34 +125,40 @@ class _Grid(Encoder):
             for indices, weights in found
         ]
         # Drawn in the full layout: the same seed gives the same features wherever the points are.
-        initial = torch.rand(self.entries, self._width, generator=generator) * 2e-4 - 1e-4
-        self._compact = torch.nn.Parameter(initial.to(used.device)[self.touched])
+        self._members = len(generators)
+        initial = [torch.rand(self.entries, self._width, generator=generator) for generator in generators]
+        compacted = torch.stack([table.to(used.device)[self.touched] for table in initial], 1) * 2e-4 - 1e-4
+        self._compact = torch.nn.Parameter(compacted.flatten(1))
 
     def forward(self, which: int = 0) -> torch.Tensor:
-        """``(points, levels * features_per_level)``, level by level."""
+        """``(members, points, levels * features_per_level)``, level by level."""
         product: torch.Tensor = _SparseProduct.apply(  # type: ignore[no-untyped-call]
             self._compact, *self._products[which]
         )
-        return product.view(-1, self.features)
+        levels = self.features // self._width
+        return product.view(-1, levels, self._members, self._width).permute(2, 0, 1, 3).flatten(2)
 
-    def table(self) -> torch.Tensor:
-        """All ``(entries, features_per_level)`` in tinycudann's order; untouched entries are zero."""
+    def table(self, member: int = 0) -> torch.Tensor:
+        """All ``(entries, features_per_level)`` of one member in tinycudann's order; untouched entries are zero."""
         full = self._compact.new_zeros(self.entries, self._width)
-        return full.index_copy(0, self.touched, self._compact)
+        return full.index_copy(0, self.touched, self._of(member))
 
-    def load_table(self, table: torch.Tensor) -> None:
-        """Take the touched entries from a full `table`, as `table()` or tinycudann gives it."""
+    def load_table(self, table: torch.Tensor, member: int = 0) -> None:
+        """Take a member's touched entries from a full `table`, as `table()` or tinycudann gives it."""
         with torch.no_grad():
-            self._compact.copy_(table.view(self.entries, self._width)[self.touched])
+            self._of(member).copy_(table.view(self.entries, self._width)[self.touched])
+
+    def _of(self, member: int) -> torch.Tensor:
+        return self._compact[:, member * self._width : (member + 1) * self._width]
 
 
 class HashGrid(_Grid):
     """Tables of at most 2^log2_table_size entries a level; finer levels share entries by hash."""
 
     def __init__(
-        self, point_sets: Sequence[torch.Tensor], settings: EncoderSettings, *, generator: torch.Generator
+        self, point_sets: Sequence[torch.Tensor], settings: EncoderSettings, *, generators: Sequence[torch.Generator]
     ) -> None:
-        super().__init__(point_sets, settings, generator=generator, hashed=True)
+        super().__init__(point_sets, settings, generators=generators, hashed=True)
 
 
 @encoders.register("dense_grid")
@@ -160,9 +166,9 @@ class DenseGrid(_Grid):
     """Each vertex of each level has its own entry: the papers' 'dense grid'."""
 
     def __init__(
-        self, point_sets: Sequence[torch.Tensor], settings: EncoderSettings, *, generator: torch.Generator
+        self, point_sets: Sequence[torch.Tensor], settings: EncoderSettings, *, generators: Sequence[torch.Generator]
     ) -> None:
-        super().__init__(point_sets, settings, generator=generator, hashed=False)
+        super().__init__(point_sets, settings, generators=generators, hashed=False)
 
 
 def _csr_and_transpose(

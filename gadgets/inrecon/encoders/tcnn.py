@@ -33,7 +33,7 @@ class TinyCudaHashGrid(Encoder):
     backend = "tinycudann"
 
     def __init__(
-        self, point_sets: Sequence[torch.Tensor], settings: EncoderSettings, *, generator: torch.Generator
+        self, point_sets: Sequence[torch.Tensor], settings: EncoderSettings, *, generators: Sequence[torch.Generator]
     ) -> None:
         super().__init__()
         tinycudann: Any = importlib.import_module("tinycudann")
@@ -42,33 +42,33 @@ class TinyCudaHashGrid(Encoder):
         self.entries = levels[-1].offset + levels[-1].entries
         self.features = settings.levels * settings.features_per_level
         self._width = settings.features_per_level
-        self._encoding: torch.nn.Module = tinycudann.Encoding(
-            n_input_dims=dimensions,
-            encoding_config={
-                "otype": "HashGrid",
-                "n_levels": settings.levels,
-                "n_features_per_level": settings.features_per_level,
-                "log2_hashmap_size": settings.log2_table_size,
-                "base_resolution": settings.base_resolution,
-                "per_level_scale": settings.per_level_scale,
-                "interpolation": settings.interpolation.capitalize(),
-            },
-            dtype=torch.float32,
+        config = {
+            "otype": "HashGrid",
+            "n_levels": settings.levels,
+            "n_features_per_level": settings.features_per_level,
+            "log2_hashmap_size": settings.log2_table_size,
+            "base_resolution": settings.base_resolution,
+            "per_level_scale": settings.per_level_scale,
+            "interpolation": settings.interpolation.capitalize(),
+        }
+        self._encodings = torch.nn.ModuleList(
+            tinycudann.Encoding(n_input_dims=dimensions, encoding_config=config, dtype=torch.float32)
+            for _ in generators
         )
-        self.load_table(torch.rand(self.entries, self._width, generator=generator) * 2e-4 - 1e-4)
+        for member, generator in enumerate(generators):
+            self.load_table(torch.rand(self.entries, self._width, generator=generator) * 2e-4 - 1e-4, member)
         self._point_sets = list(point_sets)
 
     def forward(self, which: int = 0) -> torch.Tensor:
-        """``(points, levels * features_per_level)``."""
-        features: torch.Tensor = self._encoding(self._point_sets[which])
-        return features
+        """``(members, points, levels * features_per_level)``."""
+        return torch.stack([encoding(self._point_sets[which]) for encoding in self._encodings])
 
-    def table(self) -> torch.Tensor:
-        """All ``(entries, features_per_level)``."""
-        return self._encoding.get_parameter("params").detach().view(self.entries, self._width)
+    def table(self, member: int = 0) -> torch.Tensor:
+        """All ``(entries, features_per_level)`` of one member."""
+        return self._encodings[member].get_parameter("params").detach().view(self.entries, self._width)
 
-    def load_table(self, table: torch.Tensor) -> None:
-        """Take a full `table`."""
-        parameters = self._encoding.get_parameter("params")
+    def load_table(self, table: torch.Tensor, member: int = 0) -> None:
+        """Take a full `table` for one member."""
+        parameters = self._encodings[member].get_parameter("params")
         with torch.no_grad():
             parameters.copy_(table.to(parameters.device).flatten())

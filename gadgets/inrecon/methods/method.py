@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
-from inrecon.errors import InreconError
+from inrecon.errors import CalibrationFailed, FitDiverged, InreconError
 from inrecon.frame import Frame, Reconstruction
 from inrecon.registry import Registry
 
@@ -42,7 +42,27 @@ class Method(ABC):
 
     @abstractmethod
     def fit(self, frame: Frame) -> Reconstruction:
-        """Reconstruct one frame; raises `FitDiverged` if no image is worth sending."""
+        """Reconstruct one frame from all its samples; raises `FitDiverged`, or
+        `CalibrationFailed` where it calibrates by itself and cannot, if no image is worth sending."""
+
+    def fit_slices(self, frames: Sequence[Frame]) -> list[Reconstruction | InreconError]:
+        """Each of `frames`, slices of one scan with the same samples: the images, and the errors in their places."""
+        return [_or_error(self.fit, frame) for frame in frames]
+
+    def judged(self, frame: Frame) -> Reconstruction:
+        """`fit`, with its loss on the samples that are held out: by a second fit without them, unless fits do it."""
+        result = self.fit(frame)
+        if frame.held_out is None or result.trial is not None:
+            return result
+        trial = self.fit(frame.training).image
+        return dataclasses.replace(result, trial=trial, validation_loss=frame.loss(trial))
+
+
+def _or_error(fit: Callable[[Frame], Reconstruction], frame: Frame) -> Reconstruction | InreconError:
+    try:
+        return fit(frame)
+    except (FitDiverged, CalibrationFailed) as error:
+        return error
 
 
 methods: Registry[type[Method]] = Registry("method", group="inrecon.methods")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 
 from inrecon.encoders import Encoder, EncoderSettings, encoders, pixel_centres
+
+Activation = Literal["relu", "sine"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,10 +22,21 @@ class Grid:
     offset: tuple[float, float]
 
 
-class ImageNetwork(torch.nn.Module):
-    """x = MLP(encoder(r)): two outputs, real and imaginary part."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkSettings:
+    """The shape of a network: its encoder by name, and `hidden_layers` of `width` neurons without bias (0: linear)."""
 
-    def __init__(self, grids: Sequence[Grid], encoder: Encoder, mlp: torch.nn.Sequential) -> None:
+    encoder: str
+    encoder_settings: EncoderSettings
+    hidden_layers: int
+    width: int
+    activation: Activation = "relu"
+
+
+class ImageNetwork(torch.nn.Module):
+    """x = MLP(encoder(r)): two outputs, real and imaginary part; several members at once, each its own parameters."""
+
+    def __init__(self, grids: Sequence[Grid], encoder: Encoder, mlp: MLP) -> None:
         super().__init__()
         self._pixels = [grid.region.flatten().nonzero()[:, 0] for grid in grids]
         self._shape = grids[0].region.shape
@@ -29,38 +44,49 @@ class ImageNetwork(torch.nn.Module):
         self.mlp = mlp
 
     def forward(self, which: int = 0) -> torch.Tensor:
-        """The image on grid number `which`, ``(rows, columns)`` complex64, zero outside its region."""
+        """The images on grid number `which`, ``(members, rows, columns)`` complex64, zero outside its region."""
         values = torch.view_as_complex(self.mlp(self.encoder(which)))
-        return values.new_zeros(self._shape.numel()).index_copy(0, self._pixels[which], values).view(self._shape)
+        images = values.new_zeros(len(values), self._shape.numel())
+        return images.index_copy(1, self._pixels[which], values).view(-1, *self._shape)
+
+
+class MLP(torch.nn.Module):
+    """Fully connected layers without bias, those of all members as one batch of matrices."""
+
+    def __init__(self, sizes: Sequence[int], activation: Activation, *, generators: Sequence[torch.Generator]) -> None:
+        super().__init__()
+        self._activation = torch.relu if activation == "relu" else torch.sin
+        self.layers = torch.nn.ParameterList(
+            torch.stack([_glorot(*shape, generator) for generator in generators]) for shape in itertools.pairwise(sizes)
+        )
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """``(members, points, inputs)`` to ``(members, points, outputs)``."""
+        *hidden, last = self.layers
+        for layer in hidden:
+            values = self._activation(values @ layer)
+        return values @ last
 
 
 def build_network(
-    grids: Sequence[Grid],
-    *,
-    encoder: str,
-    settings: EncoderSettings,
-    hidden_layers: int,
-    width: int,
-    generator: torch.Generator,
+    grids: Sequence[Grid], settings: NetworkSettings, *, generators: Sequence[torch.Generator]
 ) -> ImageNetwork:
-    """A network for each of `grids`, one set of parameters for all.
-
-    `hidden_layers` of `width` ReLU neurons without bias (0: linear).
-    """
+    """A network for each of `grids`, one set of parameters for all, in as many members as there are generators."""
     device = grids[0].region.device
     point_sets = [pixel_centres(g.region.shape, device, offset=g.offset)[g.region.flatten()] for g in grids]
-    encoding = encoders[encoder](point_sets, settings, generator=generator)
-    layers: list[torch.nn.Module] = []
-    inputs = encoding.features
-    for _ in range(hidden_layers):
-        layers += [_linear(inputs, width, generator), torch.nn.ReLU()]
-        inputs = width
-    layers.append(_linear(inputs, 2, generator))
-    return ImageNetwork(grids, encoding, torch.nn.Sequential(*layers).to(device))
+    encoder = encoders[settings.encoder](point_sets, settings.encoder_settings, generators=generators)
+    sizes = [encoder.features, *[settings.width] * settings.hidden_layers, 2]
+    mlp = MLP(sizes, settings.activation, generators=generators)
+    return ImageNetwork(grids, encoder, mlp.to(device))
 
 
-def _linear(inputs: int, outputs: int, generator: torch.Generator) -> torch.nn.Linear:
-    """A linear layer without bias, drawn as tinycudann draws its own (Glorot and Bengio 2010, uniform)."""
-    layer = torch.nn.Linear(inputs, outputs, bias=False)
-    torch.nn.init.xavier_uniform_(layer.weight, generator=generator)
-    return layer
+def surrounded(support: torch.Tensor) -> torch.Tensor:
+    """`support` ``(rows, columns)`` and two pixels around it: further out coil maps are zero, even between pixels."""
+    return torch.nn.functional.max_pool2d(support[None].float(), 5, stride=1, padding=2)[0].bool()
+
+
+def _glorot(inputs: int, outputs: int, generator: torch.Generator) -> torch.Tensor:
+    """A matrix drawn as tinycudann draws its own (Glorot and Bengio 2010, uniform)."""
+    weight = torch.empty(outputs, inputs)
+    torch.nn.init.xavier_uniform_(weight, generator=generator)
+    return weight.T

@@ -1,6 +1,8 @@
 """Cartesian SENSE: coil maps, Fourier transform, sampling."""
 
+import copy
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -10,50 +12,59 @@ Offset = tuple[float, float]
 
 
 class CartesianSense(LinearOperator):
-    """A = P F C of the bilevel paper, Eq. (2), for one 2-D problem, without a shift in any call.
+    """A = P F C of the bilevel paper, Eq. (2), without a shift in any call.
 
     `csm` ``(coils, rows, columns)``, `mask` ``(rows, columns)`` centred. The transform is unitary and centred, but its
     shifts are done once, in `arrange`: k-space is kept in the transform's own order with the phase ramp of the centred
     image origin divided out, which changes no magnitude.
 
-    Where every sampled row is fully sampled (the usual Cartesian scan) the range is ``(coils, lines, columns)``: only
-    the sampled lines exist, the readout transform runs on them alone, and `gram`, in which it cancels, leaves it out.
-    Otherwise the range is ``(coils, rows, columns)``, zero where not sampled.
+    The range is ``(coils, lines, columns)``: only rows with a sample exist, and a sample that is missing in them is
+    zero. Where every line is whole (the usual Cartesian scan) `gram`, in which the readout transform cancels, leaves it
+    out. Images and k-space may have leading batch axes.
     """
 
     def __init__(self, csm: torch.Tensor, mask: torch.Tensor) -> None:
         coils, rows, columns = csm.shape
         if mask.shape != (rows, columns):
             raise ValueError(f"mask {tuple(mask.shape)} for coil maps of {rows} x {columns}")
+        shifted = torch.fft.ifftshift(mask)
+        self._set(csm, shifted.any(1).nonzero()[:, 0], shifted[shifted.any(1)])
+        self.domain_shape = (rows, columns)
+        self.range_shape = (coils, len(self._lines), columns)
+
+    def _set(self, csm: torch.Tensor, lines: torch.Tensor, sampled: torch.Tensor) -> None:
         self.csm = csm
         self._conj = csm.conj().resolve_conj()
-        self._mask = mask
-        self.domain_shape = (rows, columns)
-        mask = torch.fft.ifftshift(mask)
-        self._lines = mask[:, 0].nonzero()[:, 0] if bool((mask.any(1) == mask.all(1)).all()) else None
-        if self._lines is None:
-            self.range_shape = (coils, rows, columns)
-            self._sampled = mask
-        else:
-            self.range_shape = (coils, len(self._lines), columns)
-            self._sampled = mask[self._lines]
-            self._sampled_rows = mask[:, :1]
+        self._lines = lines
+        self._sampled = sampled
+        self._whole_lines = bool(sampled.all())
+        self._sampled_rows = torch.zeros(csm.shape[-2], 1, device=csm.device).index_fill_(0, lines, 1.0)
 
     @property
     def sampled(self) -> torch.Tensor:
-        """Boolean, broadcastable to `range_shape`."""
+        """Boolean ``(lines, columns)``, broadcastable to `range_shape`."""
         return self._sampled
+
+    @property
+    def mask(self) -> torch.Tensor:
+        """Boolean ``(rows, columns)``, centred."""
+        return torch.fft.fftshift(self._placed(self._sampled))
 
     @property
     def positions(self) -> int:
         """Coils times pixels."""
-        return self.csm.numel()
+        return self.csm.shape[-3:].numel()
 
     def arrange(self, kspace: torch.Tensor) -> torch.Tensor:
         """Centred k-space ``(coils, rows, columns)`` into this operator's range."""
         rows, columns = self.domain_shape
         centre = self._ramp((-(rows // 2), -(columns // 2)))
         return self._take(torch.fft.ifftshift(kspace, dim=(-2, -1))) * self._sampled * centre
+
+    def centred(self, kspace: torch.Tensor) -> torch.Tensor:
+        """The inverse of `arrange`: centred k-space ``(..., coils, rows, columns)``, zero where not sampled."""
+        rows, columns = self.domain_shape
+        return torch.fft.fftshift(self._placed(kspace * self._ramp((rows // 2, columns // 2))), dim=(-2, -1))
 
     def displace(self, kspace: torch.Tensor, offset: Offset) -> torch.Tensor:
         """k-space (arranged) of the same object on pixel centres moved by `offset` ``(rows, columns)`` in pixels."""
@@ -65,32 +76,57 @@ class CartesianSense(LinearOperator):
         for axis, step in zip((-2, -1), offset, strict=True):
             neighbour = csm.roll(-1 if step > 0 else 1, axis)
             csm = torch.lerp(csm, neighbour, abs(step))
-        return CartesianSense(csm, self._mask)
+        return self._like(csm, self._sampled)
+
+    def restricted(self, kept: torch.Tensor) -> "CartesianSense":
+        """The operator to those samples that are in `kept` ``(lines, columns)``; the range has the same shape."""
+        return self._like(self.csm, self._sampled & kept)
+
+    @staticmethod
+    def stacked(operators: Sequence["CartesianSense"]) -> "CartesianSense":
+        """One operator for several slices: images ``(slices, n, rows, columns)``, any n, each slice with its own maps.
+
+        Raises ValueError unless all have the same samples.
+        """
+        first = operators[0]
+        if any(not torch.equal(first.mask, other.mask) for other in operators):
+            raise ValueError("slices in one operator must have the same samples")
+        return first._like(torch.stack([operator.csm for operator in operators])[:, None], first._sampled)
+
+    def _like(self, csm: torch.Tensor, sampled: torch.Tensor) -> "CartesianSense":
+        other = copy.copy(self)
+        other._set(csm, self._lines, sampled)
+        return other
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """``(rows, columns)`` to `range_shape`."""
-        rows_transformed = torch.fft.fft(self.csm * image, dim=-2, norm="ortho")
-        kspace = torch.fft.fft(self._take(rows_transformed), dim=-1, norm="ortho")
-        return kspace if self._lines is not None else kspace * self._sampled
+        """``(..., rows, columns)`` to ``(..., *range_shape)``."""
+        rows_transformed = torch.fft.fft(self.csm * image.unsqueeze(-3), dim=-2, norm="ortho")
+        return self._kept(torch.fft.fft(self._take(rows_transformed), dim=-1, norm="ortho"))
 
     def adjoint(self, kspace: torch.Tensor) -> torch.Tensor:
-        """`range_shape` to ``(rows, columns)``."""
-        sampled = kspace if self._lines is not None else kspace * self._sampled
-        rows_transformed = torch.fft.ifft(sampled, dim=-1, norm="ortho")
-        if self._lines is not None:
-            rows_transformed = torch.zeros_like(self.csm).index_copy_(-2, self._lines, rows_transformed)
-        return (self._conj * torch.fft.ifft(rows_transformed, dim=-2, norm="ortho")).sum(0)
+        """``(..., *range_shape)`` to ``(..., rows, columns)``."""
+        lines = torch.fft.ifft(self._kept(kspace), dim=-1, norm="ortho")
+        return self._combined(self._placed(lines))
 
     def gram(self, image: torch.Tensor) -> torch.Tensor:
-        """``adjoint(forward(image))``; of fully sampled lines, without the readout transform."""
-        if self._lines is None:
+        """``adjoint(forward(image))``; of whole lines, without the readout transform."""
+        if not self._whole_lines:
             return self.adjoint(self.forward(image))
-        rows_transformed = torch.fft.fft(self.csm * image, dim=-2, norm="ortho") * self._sampled_rows
-        return (self._conj * torch.fft.ifft(rows_transformed, dim=-2, norm="ortho")).sum(0)
+        return self._combined(torch.fft.fft(self.csm * image.unsqueeze(-3), dim=-2, norm="ortho") * self._sampled_rows)
+
+    def _combined(self, rows_transformed: torch.Tensor) -> torch.Tensor:
+        return (self._conj * torch.fft.ifft(rows_transformed, dim=-2, norm="ortho")).sum(-3)
 
     def _take(self, full: torch.Tensor) -> torch.Tensor:
         """The rows that the range has."""
-        return full if self._lines is None else full.index_select(-2, self._lines)
+        return full.index_select(-2, self._lines)
+
+    def _placed(self, lines: torch.Tensor) -> torch.Tensor:
+        """The range's lines ``(..., lines, columns)`` among all rows; the others are zero."""
+        return lines.new_zeros(*lines.shape[:-2], *self.domain_shape).index_copy_(-2, self._lines, lines)
+
+    def _kept(self, kspace: torch.Tensor) -> torch.Tensor:
+        return kspace if self._whole_lines else kspace * self._sampled
 
     def _ramp(self, offset: Offset) -> torch.Tensor:
         """exp(2 pi i k.offset), k in cycles per pixel: what moving the pixel centres by `offset` does to k-space."""
@@ -100,10 +136,10 @@ class CartesianSense(LinearOperator):
 
 
 def displace_image(image: torch.Tensor, offset: Offset) -> torch.Tensor:
-    """`image` ``(rows, columns)``, Fourier-interpolated at pixel centres moved by `offset` ``(rows, columns)``."""
+    """`image` ``(..., rows, columns)``, Fourier-interpolated at pixel centres moved by `offset` ``(rows, columns)``."""
     kspace = torch.fft.fft2(image)
     for axis, step in zip((-2, -1), offset, strict=True):
         cycles = torch.fft.fftfreq(image.shape[axis], dtype=torch.float64, device=image.device)
-        ramp = torch.polar(torch.ones_like(cycles), 2 * math.pi * step * cycles).to(torch.complex64)
+        ramp = torch.polar(torch.ones_like(cycles), 2 * math.pi * step * cycles).to(image.dtype)
         kspace = kspace * (ramp[:, None] if axis == -2 else ramp)
     return torch.fft.ifft2(kspace)

@@ -1,0 +1,84 @@
+"""The INR and what needs no network, weighed against each other by samples that none of them has seen."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import torch
+
+from inrecon.errors import InreconError
+from inrecon.frame import Frame, Reconstruction
+from inrecon.methods.bilevel_inr import BilevelINR
+from inrecon.methods.linear import CGSense
+from inrecon.methods.method import Method, methods
+from inrecon.methods.total_variation import TotalVariation
+from inrecon.methods.wavelet import L1Wavelet
+
+CLASSICAL: dict[str, Method] = {"cg_sense": CGSense(), "tv": TotalVariation(), "l1_wavelet": L1Wavelet()}
+
+
+@methods.register("auto")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Auto(BilevelINR):
+    """A convex combination of `bilevel_inr` (whose fields these are), `tv`, `l1_wavelet` and `cg_sense`.
+
+    The weights minimise the error on the held-out samples (stacking: Wolpert, Neural Networks 1992; Breiman, Machine
+    Learning 1996), so a candidate that fails gets none, and no candidate's loss is below that of the image sent. A
+    frame without held-out samples gets the INR alone.
+    """
+
+    def fit_slices(self, frames: Sequence[Frame]) -> list[Reconstruction | InreconError]:
+        """Each of `frames`; a network that diverges is left out, so there is always an image."""
+        networks = super().fit_slices(frames)
+        return [self._combined(frame, network) for frame, network in zip(frames, networks, strict=True)]
+
+    def _combined(self, frame: Frame, network: Reconstruction | InreconError) -> Reconstruction | InreconError:
+        if frame.held_out is None:
+            return network
+        candidates = {name: method.judged(frame) for name, method in CLASSICAL.items()}
+        if not isinstance(network, InreconError):
+            candidates = {"bilevel_inr": network, **candidates}
+        trials = torch.stack([candidate.trial for candidate in candidates.values() if candidate.trial is not None])
+        weights = convex_weights(torch.stack([frame.residuals(trial) for trial in trials]))
+        trial = _weighted(weights, trials)
+        image = _weighted(weights, torch.stack([candidate.image for candidate in candidates.values()]))
+        best = max(zip(weights, candidates.values(), strict=True), key=lambda pair: pair[0])[1]
+        parts = [f"{w:.2f} {name}" for w, name in zip(weights, candidates, strict=True) if w > 0]
+        losses = [f"{name} {candidate.validation_loss:.4g}" for name, candidate in candidates.items()]
+        return dataclasses.replace(
+            best,
+            image=image,
+            trial=trial,
+            validation_loss=frame.loss(trial),
+            remark=f"{' + '.join(parts)} (held-out losses: {', '.join(losses)})",
+        )
+
+
+def convex_weights(residuals: torch.Tensor) -> list[float]:
+    """The weights a >= 0 with sum 1 that minimise |sum_i a_i residuals_i|^2, for ``(candidates, samples)``.
+
+    Every set of candidates is tried, as there are few: where the minimum over a set, which has a closed form, has
+    positive weights only, it is a candidate for the answer.
+    """
+    count = len(residuals)
+    products = (residuals @ residuals.mH).real.double()
+    best, answer = float("inf"), [0.0] * count
+    for size in range(1, count + 1):
+        for chosen in itertools.combinations(range(count), size):
+            among = products[list(chosen)][:, list(chosen)]
+            # Of candidates that agree, any share is as good: the smallest norm makes it unique.
+            solution = torch.linalg.pinv(among, hermitian=True) @ torch.ones(size, dtype=among.dtype)
+            solution = solution / solution.sum()
+            error = float(solution @ among @ solution)
+            if bool((solution > 0).all()) and error < best:
+                best, answer = error, [0.0] * count
+                for index, share in zip(chosen, solution.tolist(), strict=True):
+                    answer[index] = share
+    return answer
+
+
+def _weighted(weights: list[float], images: torch.Tensor) -> torch.Tensor:
+    shares = torch.tensor(weights, dtype=images.dtype, device=images.device)
+    return torch.einsum("i,irc->rc", shares, images)
