@@ -38,8 +38,8 @@ from inrecon.image import to_image
 from inrecon.methods import BilevelINR, CGSense, Method, hold_out
 from inrecon.operators import CartesianSense
 
-HELD_OUT = 0.02
-"""The part of the acquired samples that no fit sees, so that they can judge it."""
+HELD_OUT = 0.05
+"""The part of the readouts beyond the centre that judges a fit."""
 
 Report = dict[str, Any]
 """The facts about one image by name, ready for JSON."""

@@ -21,7 +21,7 @@ class TestZeroFilled(MethodConformance):
 
 
 def test_every_method_is_registered() -> None:
-    expected = ["bilevel_inr", "cg_sense", "grappa", "imjense", "l1_wavelet", "tv", "unroll_inr", "zero_filled"]
+    expected = ["auto", "bilevel_inr", "cg_sense", "grappa", "imjense", "l1_wavelet", "tv", "unroll_inr", "zero_filled"]
     assert set(expected) <= set(methods.names())
 
 
@@ -33,7 +33,7 @@ def test_the_inr_beats_cg_sense_which_beats_zero_filling() -> None:
 
 
 def test_a_method_that_takes_no_notice_of_held_out_samples_is_judged_by_a_second_fit() -> None:
-    frame = hold_out(simulated_frame()[0], 0.3, seed=0)
+    frame = hold_out(simulated_frame(64, 24)[0], 0.3, seed=0)
     result = CGSense().judged(frame)
     assert torch.equal(result.image, CGSense().fit(frame).image)
     assert result.trial is not None
@@ -103,7 +103,7 @@ def test_a_frame_checks_its_shapes_at_the_door() -> None:
 
 
 def test_the_training_frame_has_all_samples_but_those_held_out() -> None:
-    frame = hold_out(simulated_frame()[0], 0.3, seed=0)
+    frame = hold_out(simulated_frame(64, 24)[0], 0.3, seed=0)
     held_out, training = frame.held_out, frame.training
     assert held_out is not None
     assert training.held_out is None
@@ -114,7 +114,7 @@ def test_the_training_frame_has_all_samples_but_those_held_out() -> None:
 
 
 def test_the_loss_is_zero_for_the_truth_one_for_nothing_and_blind_to_what_is_fitted() -> None:
-    frame, truth = simulated_frame(noise=0.0)
+    frame, truth = simulated_frame(64, 24, noise=0.0)
     frame = hold_out(frame, 0.3, seed=0)
     loss, nothing = frame.loss(truth), frame.loss(0 * truth)
     assert loss == pytest.approx(0, abs=1e-9)
@@ -125,8 +125,8 @@ def test_the_loss_is_zero_for_the_truth_one_for_nothing_and_blind_to_what_is_fit
 
 
 def test_the_loss_does_not_depend_on_the_scale() -> None:
-    frame = hold_out(simulated_frame()[0], 0.3, seed=0)
-    image = random_complex(32, 24, seed=3)
+    frame = hold_out(simulated_frame(64, 24)[0], 0.3, seed=0)
+    image = random_complex(64, 24, seed=3)
     scaled = dataclasses.replace(frame, kspace=100 * frame.kspace)
     loss = frame.loss(image)
     assert loss is not None
@@ -140,26 +140,19 @@ def test_without_held_out_samples_there_is_no_loss() -> None:
         frame.residuals(truth)
 
 
-@pytest.mark.parametrize("fraction", [0.05, 0.3])
-def test_held_out_samples_are_that_part_of_those_acquired_without_the_centre(fraction: float) -> None:
-    frame = hold_out(simulated_frame(96, 80)[0], fraction, seed=0)
-    assert frame.held_out is not None
-    sampled = frame.operator.sampled
-    assert float(frame.held_out.sum() / sampled.sum()) == pytest.approx(fraction, rel=0.15)
-    assert not (frame.held_out & ~sampled).any()
-    assert frame.training.operator.mask[46:51, 38:43].all()
-
-
-def test_the_seed_says_which_samples_are_held_out() -> None:
+def test_the_share_of_the_noise_is_that_of_the_power() -> None:
     frame, _ = simulated_frame()
-    first, again, other = (hold_out(frame, 0.3, seed=seed).held_out for seed in (0, 0, 1))
-    assert first is not None
-    assert again is not None
-    assert other is not None
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+    noise = random_complex(*frame.kspace.shape, seed=5) * frame.operator.sampled
+    only_noise = dataclasses.replace(frame, kspace=1e-2 * noise, noise_level=1e-2)
+    assert only_noise.noise_share == pytest.approx(1, rel=0.05)
+    loud = dataclasses.replace(frame, noise_level=0.3 * frame.power**0.5)
+    assert loud.noise_share == pytest.approx(0.09)
+    louder = dataclasses.replace(loud, kspace=10 * frame.kspace, noise_level=3 * frame.power**0.5)
+    assert louder.noise_share == pytest.approx(loud.noise_share)
 
 
-def test_too_few_samples_to_judge_by_are_not_held_out() -> None:
+def test_the_share_of_the_noise_is_at_most_one_and_nothing_where_it_is_not_known() -> None:
     frame, _ = simulated_frame()
-    assert hold_out(frame, 0.005, seed=0).held_out is None
+    assert dataclasses.replace(frame, noise_level=10.0).noise_share == 1
+    assert dataclasses.replace(frame, noise_level=None).noise_share == 0
+    assert dataclasses.replace(frame, kspace=torch.zeros_like(frame.kspace)).noise_share == 0

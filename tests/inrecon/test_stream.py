@@ -1,6 +1,8 @@
 """From readouts to image through all rooms, on every device there is."""
 
 import dataclasses
+import itertools
+import re
 from collections.abc import Sequence
 
 import ismrmrd
@@ -9,15 +11,26 @@ import pytest
 import torch
 
 from inrecon.acquire import Accumulator, parse_header
-from inrecon.errors import FitDiverged, UnknownName
+from inrecon.errors import FitDiverged, InreconError, UnknownName
 from inrecon.events import Event, FallBack, listening
-from inrecon.frame import Frame, Geometry, Key, Protocol, RawFrame, Readouts, Request, SeriesBySpace
+from inrecon.frame import (
+    Frame,
+    Geometry,
+    Key,
+    Protocol,
+    RawFrame,
+    Readouts,
+    Reconstruction,
+    Request,
+    SeriesBySpace,
+)
 from inrecon.hyperparams import HyperparameterFiles
 from inrecon.methods import BilevelINR
 from inrecon.methods.method import InvalidHyperparameter
+from inrecon.methods.total_variation import TotalVariation
 from inrecon.quality import psnr
 from inrecon.simulate import SimulatedScan, simulate_scan
-from inrecon.stream import Result, choose_device, reconstruct
+from inrecon.stream import Report, Result, choose_device, reconstruct
 
 QUICK = {"iterations": 60, "levels": 10, "log2_table_size": 14, "width": 32}
 
@@ -155,6 +168,87 @@ def test_a_fit_further_from_held_out_samples_than_cg_sense_is_not_sent(
     assert ismrmrd.Meta.deserialize(result.images[0].attribute_string)["inrecon_fallback"]
 
 
+def test_an_image_that_nothing_judges_is_sent(scan: SimulatedScan, hyperparameters: HyperparameterFiles) -> None:
+    """One of a method that is not judged, or of a scan with too few lines to hold any out."""
+    (report,) = images_of(scan, Request(method="cg_sense"), hyperparameters)[0].reports
+    assert (report["fallback"], report["validation_loss"]) == (None, None)
+    small = simulate_scan(shape=(32, 32), coils=4, acceleration=2, acs=12)
+    (report,) = images_of(small, Request(overrides={**QUICK, "iterations": 2}), hyperparameters)[0].reports
+    assert (report["fallback"], report["validation_loss"]) == (None, None)
+
+
+def test_a_guarded_image_is_reported_with_the_loss_that_it_has(
+    scan: SimulatedScan, hyperparameters: HyperparameterFiles
+) -> None:
+    heard: list[Event] = []
+    with listening(heard.append):
+        result = images_of(scan, Request(overrides={**QUICK, "iterations": 2}), hyperparameters)[0]
+    (fallback,) = (event for event in heard if isinstance(event, FallBack))
+    assert fallback.room == "fit"
+    linear, fitted = re.findall(r"\d\.\d+", fallback.reason)
+    assert float(linear) < float(fitted)
+    assert result.reports[0]["validation_loss"] == pytest.approx(float(linear), rel=1e-3)
+
+
+def test_one_slice_of_a_scan_that_diverges_leaves_the_others(
+    hyperparameters: HyperparameterFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slices = simulate_scan(shape=(48, 40), coils=4, acceleration=2, acs=12, slices=3)
+    linear = images_of(slices, Request(method="cg_sense", dtype="float"), hyperparameters)
+    expected = images_of(slices, Request(method="tv", dtype="float"), hyperparameters)
+    fit, calls = TotalVariation.fit, itertools.count()
+
+    def second_diverges(self: TotalVariation, frame: Frame) -> Reconstruction:
+        if next(calls) == 1:
+            raise FitDiverged("tv diverged: tested here")
+        return fit(self, frame)
+
+    monkeypatch.setattr(TotalVariation, "fit", second_diverges)
+    results = images_of(slices, Request(method="tv", dtype="float"), hyperparameters)
+    reason = "tv diverged: tested here; CG-SENSE instead"
+    assert [result.reports[0]["fallback"] for result in results] == [None, reason, None]
+    for result, like in zip(results, (expected[0], linear[1], expected[2]), strict=True):
+        assert np.array_equal(result.images[0].data, like.images[0].data)
+
+
+def test_auto_tells_what_the_image_is_made_of(
+    scan: SimulatedScan, hyperparameters: HyperparameterFiles, device: str
+) -> None:
+    request = Request(method="auto", dtype="float", overrides={**QUICK, "iterations": 200})
+    result = images_of(scan, request, hyperparameters, device)[0]
+    (report,) = result.reports
+    assert report["method"] == "auto"
+    assert report["sources"]["learning_rate"] == "entry"
+    assert report["fallback"] is None
+    losses = dict(text.split(" ") for text in report["remark"].split("losses: ")[1].removesuffix(")").split(", "))
+    assert set(losses) == {"bilevel_inr", "cg_sense", "tv", "l1_wavelet"}
+    assert report["validation_loss"] <= 1.001 * min(map(float, losses.values()))
+    meta = ismrmrd.Meta.deserialize(result.images[0].attribute_string)
+    assert meta["inrecon_remark"] == report["remark"]
+    assert quality(result, scan) > quality(
+        images_of(scan, Request(method="cg_sense", dtype="float"), hyperparameters)[0], scan
+    )
+
+
+def test_other_methods_have_nothing_to_remark(scan: SimulatedScan, hyperparameters: HyperparameterFiles) -> None:
+    result = images_of(scan, Request(method="cg_sense"), hyperparameters)[0]
+    assert result.reports[0]["remark"] is None
+    assert "inrecon_remark" not in ismrmrd.Meta.deserialize(result.images[0].attribute_string)
+
+
+def test_auto_sends_an_image_without_the_network_if_that_diverges(
+    scan: SimulatedScan, hyperparameters: HyperparameterFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(self: BilevelINR, frames: Sequence[Frame]) -> list[FitDiverged]:
+        return [FitDiverged("bilevel_inr diverged: tested here") for _ in frames]
+
+    monkeypatch.setattr(BilevelINR, "fit_slices", diverge)
+    (report,) = images_of(scan, Request(method="auto"), hyperparameters)[0].reports
+    assert report["fallback"] is None
+    assert report["remark"]
+    assert "bilevel_inr" not in report["remark"]
+
+
 def test_a_diverged_fit_gives_cg_sense_marked_as_such(
     scan: SimulatedScan, hyperparameters: HyperparameterFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,18 +331,52 @@ def volume_frame(object_: np.ndarray, mask: np.ndarray, *, coils: int = 4) -> Ra
     )
 
 
-def test_a_volume_with_two_phase_encodings_is_a_batch_of_slices_along_the_readout(
-    hyperparameters: HyperparameterFiles,
-) -> None:
+def ellipsoid() -> tuple[np.ndarray, np.ndarray, RawFrame]:
+    """An object (z, y, x), where it is, and its scan with points at random in two phase encodings."""
     z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in (16, 28, 10)), indexing="ij")
     inside = (z / 0.8) ** 2 + (y / 0.7) ** 2 + (x / 0.9) ** 2 < 1
     object_ = inside * (1 + 0.5 * np.sin(6 * y + 3 * x) + 0.4 * z)
     mask = np.random.default_rng(1).random((16, 28)) < 0.6
     mask[3:13, 8:20] = True
-    raw = volume_frame(object_, mask)
+    return object_, inside, volume_frame(object_, mask)
+
+
+def test_a_volume_with_two_phase_encodings_is_a_batch_of_slices_along_the_readout(
+    hyperparameters: HyperparameterFiles,
+) -> None:
+    object_, inside, raw = ellipsoid()
     request = Request(method="cg_sense", dtype="float")
     result = reconstruct(raw, request=request, hyperparameters=hyperparameters, device="cpu", series={})
     volume = result.images[0].data[0]
     assert volume.shape == (16, 28, 10)
     for index in range(2, 8):
         assert psnr(volume[:, :, index], object_[:, :, index], inside[:, :, index]) > 20
+
+
+def test_one_plane_of_a_volume_that_diverges_leaves_the_others(
+    hyperparameters: HyperparameterFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, raw = ellipsoid()
+
+    def volume(method: str) -> tuple[np.ndarray, Report]:
+        request = Request(method=method, dtype="complex")
+        result = reconstruct(raw, request=request, hyperparameters=hyperparameters, device="cpu", series={})
+        return result.images[0].data[0], result.reports[0]
+
+    linear, _ = volume("cg_sense")
+    expected, before = volume("tv")
+    fit_slices = TotalVariation.fit_slices
+
+    def fourth_diverges(self: TotalVariation, frames: Sequence[Frame]) -> list[Reconstruction | InreconError]:
+        results = fit_slices(self, frames)
+        results[3] = FitDiverged("tv diverged: tested here")
+        return results
+
+    monkeypatch.setattr(TotalVariation, "fit_slices", fourth_diverges)
+    image, report = volume("tv")
+    assert before["fallback"] is None
+    assert report["fallback"] == "tv diverged: tested here; CG-SENSE instead"
+    assert np.array_equal(image[:, :, 3], linear[:, :, 3])
+    others = np.arange(10) != 3
+    assert np.array_equal(image[:, :, others], expected[:, :, others])
+    assert not np.array_equal(expected[:, :, others], linear[:, :, others])

@@ -11,7 +11,7 @@ from inrecon.frame import Preset, Request
 from inrecon.hyperparams.match import Match
 from inrecon.hyperparams.schema import FileProblems, Value, parse
 from inrecon.hyperparams.strict_yaml import MAX_BYTES
-from inrecon.methods import Method, build
+from inrecon.methods import Method, build, methods
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +45,14 @@ class Entry:
 
     def resolve(self, request: Request) -> Resolved:
         """The method for `request`: the method's defaults, over them this entry's values, its preset, and the
-        request's overrides. If the request names another method, this entry's values and presets do not apply.
+        request's overrides. If the request names another method, this entry's values and presets apply if that
+        method extends the entry's and so has all its fields.
 
         Raises `UnknownName` for a method and `inrecon.methods.method.InvalidHyperparameter` for an override.
         """
         name = request.method or self.method
         layers: dict[str, Mapping[str, object]] = {"request": request.overrides}
-        if name == self.method:
+        if issubclass(methods[name], methods[self.method]):
             preset = self.presets.get(request.preset, {})
             layers = {"entry": self.values, f"preset {request.preset}": preset, **layers}
         merged = {field: value for layer in layers.values() for field, value in layer.items()}

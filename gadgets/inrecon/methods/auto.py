@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +13,7 @@ from inrecon.errors import InreconError
 from inrecon.frame import Frame, Reconstruction
 from inrecon.methods.bilevel_inr import BilevelINR
 from inrecon.methods.linear import CGSense
-from inrecon.methods.method import Method, methods
+from inrecon.methods.method import Method, methods, or_error
 from inrecon.methods.total_variation import TotalVariation
 from inrecon.methods.wavelet import L1Wavelet
 
@@ -37,15 +38,17 @@ class Auto(BilevelINR):
     def _combined(self, frame: Frame, network: Reconstruction | InreconError) -> Reconstruction | InreconError:
         if frame.held_out is None:
             return network
-        candidates = {name: method.judged(frame) for name, method in CLASSICAL.items()}
-        if not isinstance(network, InreconError):
-            candidates = {"bilevel_inr": network, **candidates}
+        tried = {"bilevel_inr": network}
+        tried |= {name: or_error(method.judged, frame) for name, method in CLASSICAL.items()}
+        candidates = {name: fit for name, fit in tried.items() if isinstance(fit, Reconstruction) and _has_loss(fit)}
+        if not candidates:
+            return network
         trials = torch.stack([candidate.trial for candidate in candidates.values() if candidate.trial is not None])
         weights = convex_weights(torch.stack([frame.residuals(trial) for trial in trials]))
         trial = _weighted(weights, trials)
         image = _weighted(weights, torch.stack([candidate.image for candidate in candidates.values()]))
         best = max(zip(weights, candidates.values(), strict=True), key=lambda pair: pair[0])[1]
-        parts = [f"{w:.2f} {name}" for w, name in zip(weights, candidates, strict=True) if w > 0]
+        parts = [f"{w:.2f} {name}" for w, name in zip(weights, candidates, strict=True) if w >= 0.005]
         losses = [f"{name} {candidate.validation_loss:.4g}" for name, candidate in candidates.items()]
         return dataclasses.replace(
             best,
@@ -63,13 +66,15 @@ def convex_weights(residuals: torch.Tensor) -> list[float]:
     positive weights only, it is a candidate for the answer.
     """
     count = len(residuals)
-    products = (residuals @ residuals.mH).real.double()
+    exact = residuals.to(torch.complex128)
+    products = (exact @ exact.mH).real.cpu()
+    # Of candidates that agree, any share is as good, and of those without error as well: a trace of a ridge decides.
+    products.diagonal().add_(1e-12 * (float(products.trace()) or 1.0))
     best, answer = float("inf"), [0.0] * count
     for size in range(1, count + 1):
         for chosen in itertools.combinations(range(count), size):
             among = products[list(chosen)][:, list(chosen)]
-            # Of candidates that agree, any share is as good: the smallest norm makes it unique.
-            solution = torch.linalg.pinv(among, hermitian=True) @ torch.ones(size, dtype=among.dtype)
+            solution = torch.linalg.solve(among, torch.ones(size, dtype=among.dtype))
             solution = solution / solution.sum()
             error = float(solution @ among @ solution)
             if bool((solution > 0).all()) and error < best:
@@ -77,6 +82,10 @@ def convex_weights(residuals: torch.Tensor) -> list[float]:
                 for index, share in zip(chosen, solution.tolist(), strict=True):
                     answer[index] = share
     return answer
+
+
+def _has_loss(fit: Reconstruction) -> bool:
+    return fit.validation_loss is not None and math.isfinite(fit.validation_loss)
 
 
 def _weighted(weights: list[float], images: torch.Tensor) -> torch.Tensor:

@@ -44,8 +44,9 @@ class BilevelINR(Method):
     outputs are the parts of the image in and out of phase with a low-resolution image (`smooth_phase`), the latter
     multiplied by `imaginary_scale`: what the phase of a smooth field explains costs the network nothing. A grid has no
     level beyond the first of `finest_level` vertices a pixel. `members` networks of different seeds are fitted at once
-    and their images averaged. `closing_weight` > 0 ends with min |A x - y|^2 + weight |x - x_INR|^2. With `patience` >
-    0 the fit stops after that many checks on held-out samples without improvement and gives its best image.
+    and their images averaged. `closing_weight` > 0 ends with min |A x - y|^2 + weight |x - x_INR|^2. Where samples are
+    held out, the last `released` part of the iterations sees them as well, after they have judged the fit. With
+    `patience` > 0 the judged part ends after that many checks without improvement, its best image being the trial.
 
     Where the noise is known, with q its variance over the mean of |y|^2, the encoder's decay is multiplied by
     1 + (noise_decay q)^2 and the closing weight by 1 + noise_closing q: one setting for scans of all noise levels.
@@ -75,6 +76,7 @@ class BilevelINR(Method):
     sample_dropout: float = bounded(0.4, low=0.0, high=0.9)
     phase_width: float = bounded(16.0, low=0.0, high=1e4)
     imaginary_scale: float = tunable(0.4, low=0.05, high=1.0)
+    released: float = bounded(0.25, low=0.0, high=0.9)
     patience: int = bounded(0, low=0, high=1000)
     closing_weight: float = bounded(0.06, low=0.0, high=100.0)
     noise_decay: float = bounded(100.0, low=0.0, high=1e6)
@@ -112,19 +114,27 @@ class BilevelINR(Method):
             return [error] * len(frames)
         backend = f"{self.encoder} by {fit.network.encoder.backend}"
         return [
-            self._closed(frame, prior, losses, stopped_by=stopped_by, backend=backend, started=started)
-            for frame, prior, losses in zip(frames, fit.images(), fit.losses(), strict=True)
+            self._closed(frame, prior, trial, losses, stopped_by=stopped_by, backend=backend, started=started)
+            for frame, prior, trial, losses in zip(frames, fit.images(), fit.trials, fit.losses(), strict=True)
         ]
 
     def _closed(
-        self, frame: Frame, prior: torch.Tensor, losses: list[float], *, stopped_by: str, backend: str, started: float
+        self,
+        frame: Frame,
+        prior: torch.Tensor,
+        tried: torch.Tensor | None,
+        losses: list[float],
+        *,
+        stopped_by: str,
+        backend: str,
+        started: float,
     ) -> Reconstruction | InreconError:
-        """The reconstruction from a network's image."""
+        """The reconstruction from a network's images: of all samples, and of those not held out."""
         if not torch.isfinite(torch.view_as_real(prior)).all() or not losses[-1] <= losses[0]:
             course = f"training loss {losses[0]:.3g} at first, {losses[-1]:.3g} at last"
             return FitDiverged(f"bilevel_inr diverged: {course}")
-        image, trial = (self._consistent(f, prior) for f in (frame, frame.training))
-        validation = frame.loss(trial)
+        trial = None if tried is None else self._consistent(frame.training, tried)
+        validation = None if trial is None else frame.loss(trial)
         observe(
             FitFinished(
                 method="bilevel_inr",
@@ -135,11 +145,11 @@ class BilevelINR(Method):
             )
         )
         return Reconstruction(
-            image=image,
+            image=self._consistent(frame, prior),
             iterations=len(losses),
             stopped_by=stopped_by,
             losses=tuple(losses),
-            trial=None if frame.held_out is None else trial,
+            trial=trial,
             validation_loss=validation,
             backend=backend,
         )

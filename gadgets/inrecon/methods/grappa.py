@@ -54,7 +54,7 @@ class Grappa(Method):
         return Reconstruction(image=image, iterations=1, stopped_by="closed form")
 
     def judged(self, frame: Frame) -> Reconstruction:
-        """`fit`, without a loss: no kernel serves a pattern out of which single samples are taken."""
+        """`fit`, without a loss: kernels serve the pattern as acquired, not one with readouts taken out."""
         return self.fit(frame)
 
     def _filled(self, kspace: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -41,7 +41,7 @@ class _View:
 
 
 class LowerLevel:
-    """Networks fitted to the training samples of `frames`: `method.members` for each, all side by side.
+    """Networks fitted to `frames`, at first without the held-out samples: `method.members` for each, all side by side.
 
     Images are ``(slices, members, rows, columns)`` within. Member m of a slice is what a fit of that slice alone with
     the seed `method.seed` + m gives.
@@ -51,8 +51,9 @@ class LowerLevel:
         self.method = method
         self.frames = frames
         training = [frame.training for frame in frames]
-        kspace = torch.stack([frame.kspace for frame in training])[:, None]
-        operator = CartesianSense.stacked([frame.operator for frame in training])
+        kspace = torch.stack([frame.kspace for frame in frames])[:, None]
+        operator = CartesianSense.stacked([frame.operator for frame in frames])
+        self.seen = training[0].operator.sampled
         linear = [CGSense().fit(frame).image for frame in training] if method.phase_width else []
         self.views = [
             _View(
@@ -85,26 +86,48 @@ class LowerLevel:
         self.delta = torch.tensor(offsets, device=kspace.device).view(-1, 1, 1, 1, 1)
         self.dropout = [torch.Generator(kspace.device).manual_seed(seed) for seed in seeds]
         self.history: list[torch.Tensor] = []
+        self.trials: Sequence[torch.Tensor | None] = [None] * len(frames)
         self.best = [_Best() for _ in frames]
 
     def run(self) -> str:
-        """Iterate; returns the reason of the stop. Raises `FitDiverged` if no slice has a finite loss any more."""
+        """Iterate, at last on all samples; returns the reason of the stop.
+
+        Raises `FitDiverged` if no slice has a finite loss any more.
+        """
         method = self.method
-        for iteration in range(1, method.iterations + 1):
+        judged = 0 if self.frames[0].held_out is None else max(1, round(method.iterations * (1 - method.released)))
+        stopped_by = self._iterate(judged, patience=method.patience)
+        done = len(self.history)
+        if judged:
+            self.trials = self._best_or_last()
+            self.seen = self.views[0].operator.sampled
+        self._iterate(method.iterations - judged if done == judged else round(done * method.released), patience=0)
+        return stopped_by
+
+    def images(self) -> list[torch.Tensor]:
+        """Of each slice, ``(rows, columns)``: what has come of all samples, or the trial if no iteration saw all."""
+        released = self.method.released > 0
+        return [
+            mean if released or trial is None else trial for mean, trial in zip(self._means(), self.trials, strict=True)
+        ]
+
+    def _iterate(self, iterations: int, *, patience: int) -> str:
+        for iteration in range(1, iterations + 1):
             self.history.append(self._step(self.views[iteration % len(self.views)]))
-            if iteration % CHECK_EVERY and iteration != method.iterations:
+            if iteration % CHECK_EVERY and iteration != iterations:
                 continue
-            observe(FitProgressed(iteration=iteration, iterations=method.iterations))
+            observe(FitProgressed(iteration=len(self.history), iterations=self.method.iterations))
             if not torch.isfinite(self.history[-1]).any():
-                raise FitDiverged(f"bilevel_inr diverged: its loss is not finite after {iteration} iterations")
-            if method.patience and self._check() >= method.patience:
+                raise FitDiverged(f"bilevel_inr diverged: its loss is not finite after {len(self.history)} iterations")
+            if patience and self._check() >= patience:
                 return "held-out samples"
         return "iterations"
 
-    def images(self) -> list[torch.Tensor]:
-        """Of each slice, ``(rows, columns)``: with `patience` its best image on held-out samples, else its last."""
-        last = self._means()
-        return [image if best.image is None else best.image for image, best in zip(last, self.best, strict=True)]
+    def _best_or_last(self) -> list[torch.Tensor]:
+        """With `patience` each slice's best image on held-out samples, else its last."""
+        return [
+            image if best.image is None else best.image for image, best in zip(self._means(), self.best, strict=True)
+        ]
 
     def losses(self) -> list[list[float]]:
         """The training losses of each slice by iteration, the mean of its members'."""
@@ -123,7 +146,9 @@ class LowerLevel:
             residual = predicted - view.kspace
             weight = self._kept(view) * self._squared_weight(predicted, view.kspace) / view.operator.positions
             weighted = weight * residual
-            losses = torch.linalg.vecdot(residual.flatten(2), weighted.flatten(2)).real
+            # As if all samples were seen: losses before and after the release can be compared.
+            share = self.seen.sum() / view.operator.sampled.sum()
+            losses = torch.linalg.vecdot(residual.flatten(2), weighted.flatten(2)).real / share
             gradient = 2 * view.operator.adjoint(weighted)
         torch.autograd.backward(images, gradient)
         self.optimizer.step()
@@ -147,12 +172,12 @@ class LowerLevel:
 
     def _kept(self, view: _View) -> torch.Tensor:
         """The samples of this iteration: a random part is left out and the rest scaled to keep the mean."""
-        sampled, dropped = view.operator.sampled, self.method.sample_dropout
+        dropped = self.method.sample_dropout
         if dropped == 0:
-            return sampled
+            return self.seen
         shape = view.operator.range_shape
-        drawn = torch.stack([torch.rand(shape, generator=g, device=sampled.device) for g in self.dropout])
-        return sampled * (drawn >= dropped) / (1 - dropped)
+        drawn = torch.stack([torch.rand(shape, generator=g, device=self.seen.device) for g in self.dropout])
+        return self.seen * (drawn >= dropped) / (1 - dropped)
 
     def _squared_weight(self, predicted: torch.Tensor, acquired: torch.Tensor) -> torch.Tensor:
         """W^2 of Eq. (9), or of the published form."""

@@ -47,7 +47,7 @@ class Method(ABC):
 
     def fit_slices(self, frames: Sequence[Frame]) -> list[Reconstruction | InreconError]:
         """Each of `frames`, slices of one scan with the same samples: the images, and the errors in their places."""
-        return [_or_error(self.fit, frame) for frame in frames]
+        return [or_error(self.fit, frame) for frame in frames]
 
     def judged(self, frame: Frame) -> Reconstruction:
         """`fit`, with its loss on the samples that are held out: by a second fit without them, unless fits do it."""
@@ -58,7 +58,8 @@ class Method(ABC):
         return dataclasses.replace(result, trial=trial, validation_loss=frame.loss(trial))
 
 
-def _or_error(fit: Callable[[Frame], Reconstruction], frame: Frame) -> Reconstruction | InreconError:
+def or_error(fit: Callable[[Frame], Reconstruction], frame: Frame) -> Reconstruction | InreconError:
+    """What `fit` makes of `frame`, or the error that says why no image is worth sending."""
     try:
         return fit(frame)
     except (FitDiverged, CalibrationFailed) as error:

@@ -10,6 +10,7 @@ from inrecon.errors import FitDiverged
 from inrecon.events import Event, FitFinished, FitProgressed, listening
 from inrecon.frame import Frame, Reconstruction
 from inrecon.methods import BilevelINR, bilevel_inr, hold_out
+from inrecon.methods.linear import data_consistent
 from inrecon.methods.method import InvalidHyperparameter
 from inrecon.testing import MethodConformance, relative_error, simulated_frame
 
@@ -44,17 +45,22 @@ class TestBilevelINROfTwoMembersWithPhase(MethodConformance):
     method = dataclasses.replace(QUICK, members=2, phase_width=8.0, closing_weight=0.1)
 
 
-def judging(frame: Frame, fraction: float = 0.3) -> Frame:
-    """`frame` with a part of its samples held out."""
-    judging = hold_out(frame, fraction, seed=0)
-    assert judging.held_out is not None
-    return judging
+def judged_frame(fraction: float = 0.3, *, noise: float = 1e-4) -> Frame:
+    """A frame with a part of its lines held out."""
+    frame = hold_out(simulated_frame(64, 24, noise=noise)[0], fraction, seed=0)
+    assert frame.held_out is not None
+    return frame
+
+
+def trial_of(result: Reconstruction) -> torch.Tensor:
+    assert result.trial is not None
+    return result.trial
 
 
 def spoiled(frame: Frame) -> Frame:
     """`frame` with other values where it is held out."""
     assert frame.held_out is not None
-    return dataclasses.replace(frame, kspace=frame.kspace + 5 * frame.held_out)
+    return dataclasses.replace(frame, kspace=frame.kspace + 0.05 * frame.held_out)
 
 
 def two_slices(*, noise: float = 1e-3) -> list[Frame]:
@@ -84,28 +90,71 @@ def test_closing_data_consistency_brings_the_image_nearer_to_the_data() -> None:
     assert misfit(closed.fit(frame)) < 0.5 * misfit(QUICK.fit(frame))
 
 
-def test_held_out_samples_have_no_part_in_the_fit() -> None:
-    frame = judging(simulated_frame()[0])
-    first, second = WHOLE.fit(frame), WHOLE.fit(spoiled(frame))
-    assert torch.equal(first.image, second.image)
-    assert first.losses == second.losses
-    assert first.validation_loss != second.validation_loss
-
-
-def test_held_out_samples_come_in_with_the_closing_of_the_image_and_not_of_the_trial() -> None:
-    frame, method = judging(simulated_frame()[0]), dataclasses.replace(WHOLE, closing_weight=0.1)
+@pytest.mark.parametrize("closing_weight", [0.0, 0.1])
+def test_held_out_samples_have_no_part_in_the_trial_but_in_the_image(closing_weight: float) -> None:
+    frame, method = judged_frame(), dataclasses.replace(WHOLE, iterations=40, closing_weight=closing_weight)
     first, second = method.fit(frame), method.fit(spoiled(frame))
-    assert first.trial is not None
-    assert second.trial is not None
-    assert torch.equal(first.trial, second.trial)
-    assert relative_error(second.image, first.image) > 0.1
-    assert first.validation_loss == frame.loss(first.trial)
+    assert first.losses[:30] == second.losses[:30]
+    assert first.losses[30] != second.losses[30]
+    assert torch.equal(trial_of(first), trial_of(second))
+    assert relative_error(second.image, first.image) > 1e-3
+    assert first.validation_loss == frame.loss(trial_of(first))
+    assert second.validation_loss == spoiled(frame).loss(trial_of(first))
+
+
+def test_if_nothing_is_released_the_image_is_the_trial_made_consistent_with_all_samples() -> None:
+    frame = judged_frame()
+    method = dataclasses.replace(WHOLE, released=0.0, noise_closing=0.0)
+    plain = method.fit(frame)
+    assert torch.equal(plain.image, trial_of(plain))
+    closed = dataclasses.replace(method, closing_weight=0.1).fit(frame)
+    for part, image in ((frame, closed.image), (frame.training, trial_of(closed))):
+        expected = data_consistent(part, prior=plain.image, weight=0.1, iterations=15)
+        torch.testing.assert_close(image, expected)
+
+
+def test_the_last_iterations_are_those_released() -> None:
+    """Of 80 iterations with a quarter of them released the first 60 are a fit that sees no held-out sample."""
+    frame = judged_frame()
+    whole = dataclasses.replace(WHOLE, iterations=80, released=0.25).fit(frame)
+    judged = dataclasses.replace(WHOLE, iterations=60, released=0.0).fit(frame)
+    assert (whole.iterations, judged.iterations) == (80, 60)
+    assert whole.losses[:60] == judged.losses
+    assert torch.equal(trial_of(whole), trial_of(judged))
+    assert relative_error(whole.image, trial_of(whole)) > 0.01
+
+
+@pytest.mark.parametrize("released", [0.0, 0.3, 0.9])
+def test_all_iterations_are_done_whatever_part_is_released(released: float) -> None:
+    result = dataclasses.replace(QUICK, iterations=33, released=released).fit(judged_frame())
+    assert result.iterations == len(result.losses) == 33
+    assert result.stopped_by == "iterations"
+
+
+def test_released_samples_bring_the_image_nearer_to_them() -> None:
+    frame, method = judged_frame(), dataclasses.replace(QUICK, iterations=120)
+    losses = [frame.loss(dataclasses.replace(method, released=r).fit(frame).image) or 0.0 for r in (0.0, 0.5)]
+    assert losses[1] < 0.8 * losses[0]
+
+
+def test_a_fit_of_very_few_iterations_is_judged_all_the_same() -> None:
+    result = dataclasses.replace(QUICK, iterations=1, released=0.9).fit(judged_frame())
+    assert result.iterations == 1
+    assert result.validation_loss is not None
 
 
 def test_nothing_held_out_is_nothing_to_judge_by() -> None:
     result = QUICK.fit(simulated_frame()[0])
     assert result.validation_loss is None
     assert result.trial is None
+
+
+def test_without_held_out_samples_there_is_nothing_to_release() -> None:
+    frame, _ = simulated_frame()
+    plain = dataclasses.replace(QUICK, released=0.0).fit(frame)
+    released = dataclasses.replace(QUICK, released=0.5).fit(frame)
+    assert torch.equal(released.image, plain.image)
+    assert released.losses == plain.losses
 
 
 def test_another_seed_is_another_fit() -> None:
@@ -176,17 +225,25 @@ def test_a_smooth_phase_helps_at_equal_iterations() -> None:
     assert relative_error(phased.fit(frame).image, truth) < 0.9 * relative_error(plain.fit(frame).image, truth)
 
 
-def test_stopping_by_held_out_samples_gives_the_best_image_of_the_run() -> None:
-    frame = judging(simulated_frame(noise=2e-2)[0], 0.2)
+@pytest.mark.parametrize("released", [0.0, 0.25])
+def test_patience_ends_the_judged_part_at_the_best_image(released: float) -> None:
+    frame = judged_frame(noise=2e-2)
     # Without averaging the iterates are restless, so a best one comes soon.
-    method = dataclasses.replace(QUICK, iterations=600, patience=2, image_averaging=0.0)
+    method = dataclasses.replace(QUICK, iterations=600, patience=2, image_averaging=0.0, released=released)
     result = method.fit(frame)
     assert result.stopped_by == "held-out samples"
-    assert result.iterations < 600
-    last = dataclasses.replace(method, patience=0, iterations=result.iterations).fit(frame)
-    assert result.validation_loss is not None
+    judged = round(result.iterations / (1 + released))
+    assert result.iterations == judged + round(released * judged) < 600
+    assert judged % 25 == 0
+    assert judged < 600 * (1 - released)
+    plain = dataclasses.replace(method, patience=0, released=0.0)
+    last, best = (dataclasses.replace(plain, iterations=n).fit(frame) for n in (judged, judged - 50))
+    assert result.losses[:judged] == last.losses
+    assert torch.equal(trial_of(result), trial_of(best))
+    assert best.validation_loss is not None
     assert last.validation_loss is not None
-    assert result.validation_loss < last.validation_loss
+    assert result.validation_loss == best.validation_loss < last.validation_loss
+    assert torch.equal(result.image, trial_of(result)) == (released == 0)
 
 
 def test_patience_without_held_out_samples_is_refused() -> None:
@@ -214,13 +271,77 @@ def test_the_weights_do_not_depend_on_the_scale_of_kspace(offset_unit: str, weig
 
 
 def test_the_fit_is_announced() -> None:
-    frame = judging(simulated_frame()[0])
+    frame = judged_frame()
     heard: list[Event] = []
     with listening(heard.append):
-        result = QUICK.fit(frame)
+        result = dataclasses.replace(QUICK, iterations=80).fit(frame)
     QUICK.fit(frame)
     finished = [event for event in heard if isinstance(event, FitFinished)]
-    assert len(finished) == 1
+    assert [event.iterations for event in finished] == [80]
     assert finished[0].validation_loss == result.validation_loss
     assert result.validation_loss is not None
-    assert [event.iteration for event in heard if isinstance(event, FitProgressed)] == [25, 50, 60]
+    progress = [(event.iteration, event.iterations) for event in heard if isinstance(event, FitProgressed)]
+    assert progress == [(25, 80), (50, 80), (60, 80), (80, 80)]
+
+
+UNAWARE = dataclasses.replace(QUICK, noise_decay=0.0, noise_closing=0.0)
+
+
+def of_noise(level: float | None) -> Frame:
+    """A noisy frame whose noise is said to have the standard deviation `level`."""
+    return dataclasses.replace(simulated_frame(noise=2e-2)[0], noise_level=level)
+
+
+def test_noise_that_is_not_known_or_known_to_be_none_changes_nothing() -> None:
+    aware = dataclasses.replace(QUICK, noise_decay=1e6, noise_closing=1e6, closing_weight=0.1)
+    expected = dataclasses.replace(UNAWARE, closing_weight=0.1).fit(of_noise(None)).image
+    for level in (None, 0.0):
+        assert torch.equal(aware.fit(of_noise(level)).image, expected)
+
+
+def test_the_more_noise_the_smaller_the_image() -> None:
+    """The encoder's decay grows with the noise, and pulls the image to zero."""
+    method = dataclasses.replace(QUICK, iterations=200, noise_decay=100.0)
+    norms = [float(method.fit(of_noise(level)).image.norm()) for level in (0.0, 2e-2, 4e-2)]
+    assert norms[1] < 0.99 * norms[0]
+    assert norms[2] < 0.9 * norms[0]
+    assert torch.equal(UNAWARE.fit(of_noise(2e-2)).image, UNAWARE.fit(of_noise(None)).image)
+
+
+def test_decay_and_closing_weight_are_multiplied_by_what_the_share_of_noise_says() -> None:
+    frame = of_noise(2e-2)
+    q = frame.noise_share
+    assert 0.001 < q < 0.5
+    method = dataclasses.replace(
+        UNAWARE, weight_decay_encoder=1e-4, closing_weight=0.01, noise_decay=2 / q, noise_closing=3 / q
+    )
+    by_hand = dataclasses.replace(UNAWARE, weight_decay_encoder=5e-4, closing_weight=0.04)
+    torch.testing.assert_close(method.fit(frame).image, by_hand.fit(frame).image, rtol=1e-3, atol=1e-5)
+    for field in ("noise_decay", "noise_closing"):
+        without = dataclasses.replace(method, **{field: 0.0})
+        assert relative_error(without.fit(frame).image, by_hand.fit(frame).image) > 0.01
+
+
+def test_the_finest_level_is_the_first_of_so_many_vertices_a_pixel() -> None:
+    method = BilevelINR(levels=32, base_resolution=16, per_level_scale=1.5)
+    for size in (16, 33, 96, 256):
+        for finest in (0.25, 1.0, 2.5, 10.0):
+            shape = (size // 2, size)
+            settings = dataclasses.replace(method, finest_level=finest).network_settings(shape).encoder_settings
+            vertices = [16 * 1.5**level for level in range(settings.levels)]
+            assert vertices[-1] >= finest * size
+            assert settings.levels == 1 or vertices[-2] < finest * size
+
+
+def test_the_encoder_has_no_more_features_than_levels_and_the_finest_level_allow() -> None:
+    frame, _ = simulated_frame()
+
+    def features(**fields: float) -> int:
+        return bilevel_inr.LowerLevel(dataclasses.replace(QUICK, **fields), [frame]).network.encoder.features
+
+    # Of 4 vertices, each level 1.5 times as fine: the seventh has 46, one a pixel of 32, the tenth 154.
+    assert features(levels=16, finest_level=1.0) == 2 * 7
+    assert features(levels=32, finest_level=1.0) == 2 * 7
+    assert features(levels=16, finest_level=4.0) == 2 * 10
+    assert features(levels=3, finest_level=4.0) == 2 * 3
+    assert features(levels=16, finest_level=0.25, base_resolution=64) == 2

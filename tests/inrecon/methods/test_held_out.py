@@ -1,0 +1,161 @@
+"""What is held out of a frame to judge fits: whole readouts, drawn alike for all, never from the centre."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from inrecon.frame import Frame
+from inrecon.methods import hold_out
+from inrecon.operators import CartesianSense
+from inrecon.testing import smooth_maps, smooth_object
+
+ROWS, COLUMNS = 72, 40
+NEAR = 8
+
+
+def frame_of(mask: torch.Tensor) -> Frame:
+    maps = smooth_maps(2, *mask.shape)
+    operator = CartesianSense(maps.csm, mask)
+    return Frame(kspace=operator.forward(smooth_object(*mask.shape)), operator=operator, maps=maps, noise_level=None)
+
+
+def lines(rows: int = ROWS) -> torch.Tensor:
+    """Every third line and twelve in the centre."""
+    mask = torch.zeros(rows, COLUMNS, dtype=torch.bool)
+    mask[::3] = True
+    mask[rows // 2 - 6 : rows // 2 + 6] = True
+    return mask
+
+
+def partial_echo() -> torch.Tensor:
+    """Lines that begin late in the readout."""
+    mask = lines()
+    mask[:, :11] = False
+    return mask
+
+
+def partial_fourier() -> torch.Tensor:
+    mask = lines()
+    mask[:20] = False
+    return mask
+
+
+def points() -> torch.Tensor:
+    """Two phase encodings: points at random, and all of the centre."""
+    mask = torch.rand(ROWS, COLUMNS, generator=torch.Generator().manual_seed(0)) < 0.3
+    mask[ROWS // 2 - 6 : ROWS // 2 + 6, COLUMNS // 2 - 6 : COLUMNS // 2 + 6] = True
+    return mask
+
+
+LINES = [lines(), lines(ROWS - 1), partial_echo(), partial_fourier()]
+LINE_SCANS = pytest.mark.parametrize("mask", LINES, ids=["lines", "odd", "partial echo", "partial Fourier"])
+SCANS = pytest.mark.parametrize(
+    "mask", [*LINES, points()], ids=["lines", "odd", "partial echo", "partial Fourier", "points"]
+)
+FRACTIONS = pytest.mark.parametrize("fraction", [0.01, 0.05, 0.3])
+
+
+def held_out(mask: torch.Tensor, fraction: float, *, seed: int = 0) -> torch.Tensor:
+    """The samples held out of a scan of `mask`, centred ``(rows, columns)``."""
+    frame = hold_out(frame_of(mask), fraction, seed=seed)
+    assert frame.held_out is not None
+    taken = frame.operator.mask & ~frame.training.operator.mask
+    assert taken.sum() == frame.held_out.sum()
+    return taken
+
+
+def near_the_centre(size: int) -> torch.Tensor:
+    return (torch.arange(size) - size // 2).abs() <= NEAR
+
+
+@SCANS
+@FRACTIONS
+def test_what_is_held_out_was_acquired(mask: torch.Tensor, fraction: float) -> None:
+    assert not (held_out(mask, fraction) & ~mask).any()
+
+
+@LINE_SCANS
+@FRACTIONS
+def test_of_a_scan_of_lines_whole_lines_are_held_out(mask: torch.Tensor, fraction: float) -> None:
+    taken = held_out(mask, fraction)
+    assert torch.equal(taken, taken.any(1, keepdim=True) & mask)
+
+
+@LINE_SCANS
+@pytest.mark.parametrize("seed", range(3))
+def test_no_line_of_the_centre_is_held_out(mask: torch.Tensor, seed: int) -> None:
+    assert not held_out(mask, 0.3, seed=seed)[near_the_centre(len(mask))].any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_point_of_the_centre_is_held_out(seed: int) -> None:
+    taken, near = held_out(points(), 0.4, seed=seed), near_the_centre(ROWS)
+    assert not taken[near][:, near_the_centre(COLUMNS)].any()
+    assert taken[near].any()
+
+
+@LINE_SCANS
+@FRACTIONS
+def test_that_part_of_the_lines_is_held_out_and_at_least_two(mask: torch.Tensor, fraction: float) -> None:
+    candidates = int((mask.any(1) & ~near_the_centre(len(mask))).sum())
+    assert int(held_out(mask, fraction).any(1).sum()) == max(2, round(fraction * candidates))
+
+
+def test_that_part_of_the_points_is_held_out_one_by_one() -> None:
+    mask = points()
+    centre = near_the_centre(ROWS)[:, None] & near_the_centre(COLUMNS)
+    taken = held_out(mask, 0.1)
+    assert int(taken.sum()) == round(0.1 * int((mask & ~centre).sum()))
+    assert (taken.sum(1) < mask.sum(1)).all()
+
+
+@LINE_SCANS
+def test_every_line_outside_the_centre_may_be_held_out(mask: torch.Tensor) -> None:
+    ever = torch.stack([held_out(mask, 0.3, seed=seed) for seed in range(30)]).any(0)
+    assert torch.equal(ever, mask & ~near_the_centre(len(mask))[:, None])
+
+
+def test_every_point_outside_the_centre_may_be_held_out() -> None:
+    ever = torch.stack([held_out(points(), 0.4, seed=seed) for seed in range(30)]).any(0)
+    assert torch.equal(ever, points() & ~(near_the_centre(ROWS)[:, None] & near_the_centre(COLUMNS)))
+
+
+@SCANS
+def test_the_seed_alone_says_which(mask: torch.Tensor) -> None:
+    first = held_out(mask, 0.3, seed=4)
+    torch.rand(5)
+    assert torch.equal(held_out(mask, 0.3, seed=4), first)
+    assert not torch.equal(held_out(mask, 0.3, seed=5), first)
+
+
+@SCANS
+def test_values_stay_and_do_not_matter(mask: torch.Tensor) -> None:
+    frame = frame_of(mask)
+    judging = hold_out(frame, 0.3, seed=0)
+    other = hold_out(dataclasses.replace(frame, kspace=-3 * frame.kspace), 0.3, seed=0)
+    assert judging.kspace is frame.kspace
+    assert judging.operator is frame.operator
+    assert judging.held_out is not None
+    assert other.held_out is not None
+    assert torch.equal(judging.held_out, other.held_out)
+
+
+@pytest.mark.parametrize(("outside", "expected"), [(0, 0), (9, 0), (10, 2), (11, 2)])
+def test_of_fewer_than_eight_lines_beside_them_none_is_held_out(outside: int, expected: int) -> None:
+    mask = near_the_centre(ROWS)[:, None].repeat(1, COLUMNS)
+    mask[:outside] = True
+    frame = hold_out(frame_of(mask), 0.05, seed=0)
+    assert (0 if frame.held_out is None else int(frame.held_out.any(1).sum())) == expected
+
+
+def test_a_small_scan_that_was_judged_is_no_more() -> None:
+    """Nothing is left of what was held out before."""
+    frame = frame_of(near_the_centre(ROWS)[:, None].repeat(1, COLUMNS))
+    marked = dataclasses.replace(frame, held_out=frame.operator.sampled)
+    assert hold_out(marked, 0.05, seed=0).held_out is None
+
+
+def test_data_of_zeros_judge_nothing() -> None:
+    frame = frame_of(lines())
+    assert hold_out(dataclasses.replace(frame, kspace=0 * frame.kspace), 0.05, seed=0).held_out is None
