@@ -39,7 +39,7 @@ from inrecon.methods import BilevelINR, CGSense, Method, hold_out
 from inrecon.operators import CartesianSense
 
 HELD_OUT = 0.05
-"""The part of the readouts beyond the centre that judges a fit."""
+"""The part of the samples that judges a fit."""
 
 Report = dict[str, Any]
 """The facts about one image by name, ready for JSON."""

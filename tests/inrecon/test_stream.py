@@ -169,10 +169,10 @@ def test_a_fit_further_from_held_out_samples_than_cg_sense_is_not_sent(
 
 
 def test_an_image_that_nothing_judges_is_sent(scan: SimulatedScan, hyperparameters: HyperparameterFiles) -> None:
-    """One of a method that is not judged, or of a scan with too few lines to hold any out."""
+    """One of a method that is not judged, or of a scan with too few samples to hold any out."""
     (report,) = images_of(scan, Request(method="cg_sense"), hyperparameters)[0].reports
     assert (report["fallback"], report["validation_loss"]) == (None, None)
-    small = simulate_scan(shape=(32, 32), coils=4, acceleration=2, acs=12)
+    small = simulate_scan(shape=(8, 16), coils=2, acceleration=1, acs=8, pattern="full")
     (report,) = images_of(small, Request(overrides={**QUICK, "iterations": 2}), hyperparameters)[0].reports
     assert (report["fallback"], report["validation_loss"]) == (None, None)
 

@@ -142,9 +142,8 @@ def test_random_points_are_refused() -> None:
         Grappa().fit(smooth_frame(mask)[0])
 
 
-@pytest.mark.parametrize("mask", [every_second_line(centre=6), every_second_point()], ids=["lines", "points"])
-def test_it_is_not_judged_by_held_out_samples(mask: torch.Tensor) -> None:
-    frame = hold_out(smooth_frame(mask)[0], 0.05, seed=0)
+def test_it_is_not_judged_by_held_out_samples() -> None:
+    frame = hold_out(smooth_frame(every_second_point())[0], 0.05, seed=0)
     assert frame.held_out is not None
     with pytest.raises(CalibrationFailed):
         Grappa().fit(frame.training)

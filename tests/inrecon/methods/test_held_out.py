@@ -1,4 +1,4 @@
-"""What is held out of a frame to judge fits: whole readouts, drawn alike for all, never from the centre."""
+"""What is held out of a frame to judge fits: stretches of readouts, drawn alike for all, never from the centre."""
 
 import dataclasses
 
@@ -11,7 +11,8 @@ from inrecon.operators import CartesianSense
 from inrecon.testing import smooth_maps, smooth_object
 
 ROWS, COLUMNS = 72, 40
-NEAR = 8
+NEAR = 2
+STRETCH = 16
 
 
 def frame_of(mask: torch.Tensor) -> Frame:
@@ -75,31 +76,30 @@ def test_what_is_held_out_was_acquired(mask: torch.Tensor, fraction: float) -> N
     assert not (held_out(mask, fraction) & ~mask).any()
 
 
+def stretches(frame: Frame, marked: torch.Tensor) -> torch.Tensor:
+    """Marks ``(lines, columns)`` of the frame's own order as ``(lines, stretches, 16)``."""
+    assert COLUMNS % STRETCH == 8
+    return torch.nn.functional.pad(marked, (0, 8)).unflatten(1, (-1, STRETCH))
+
+
 @LINE_SCANS
 @FRACTIONS
-def test_of_a_scan_of_lines_whole_lines_are_held_out(mask: torch.Tensor, fraction: float) -> None:
-    taken = held_out(mask, fraction)
-    assert torch.equal(taken, taken.any(1, keepdim=True) & mask)
+def test_of_a_scan_of_lines_whole_stretches_are_held_out(mask: torch.Tensor, fraction: float) -> None:
+    frame = hold_out(frame_of(mask), fraction, seed=0)
+    assert frame.held_out is not None
+    taken, sampled = stretches(frame, frame.held_out), stretches(frame, frame.operator.sampled)
+    assert torch.equal(taken, taken.any(2, keepdim=True) & sampled)
+    # The centre is in the first stretch and, by its negative frequencies, in the last, of five lines.
+    candidates = int(sampled.any(2).sum()) - 5 * 2
+    if sampled.all(0)[1:-1].all():
+        assert int(taken.any(2).sum()) == max(2, round(fraction * candidates))
 
 
-@LINE_SCANS
+@SCANS
 @pytest.mark.parametrize("seed", range(3))
-def test_no_line_of_the_centre_is_held_out(mask: torch.Tensor, seed: int) -> None:
-    assert not held_out(mask, 0.3, seed=seed)[near_the_centre(len(mask))].any()
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_no_point_of_the_centre_is_held_out(seed: int) -> None:
-    taken, near = held_out(points(), 0.4, seed=seed), near_the_centre(ROWS)
+def test_nothing_of_the_centre_is_held_out(mask: torch.Tensor, seed: int) -> None:
+    taken, near = held_out(mask, 0.4, seed=seed), near_the_centre(len(mask))
     assert not taken[near][:, near_the_centre(COLUMNS)].any()
-    assert taken[near].any()
-
-
-@LINE_SCANS
-@FRACTIONS
-def test_that_part_of_the_lines_is_held_out_and_at_least_two(mask: torch.Tensor, fraction: float) -> None:
-    candidates = int((mask.any(1) & ~near_the_centre(len(mask))).sum())
-    assert int(held_out(mask, fraction).any(1).sum()) == max(2, round(fraction * candidates))
 
 
 def test_that_part_of_the_points_is_held_out_one_by_one() -> None:
@@ -111,9 +111,9 @@ def test_that_part_of_the_points_is_held_out_one_by_one() -> None:
 
 
 @LINE_SCANS
-def test_every_line_outside_the_centre_may_be_held_out(mask: torch.Tensor) -> None:
+def test_every_line_may_be_held_out(mask: torch.Tensor) -> None:
     ever = torch.stack([held_out(mask, 0.3, seed=seed) for seed in range(30)]).any(0)
-    assert torch.equal(ever, mask & ~near_the_centre(len(mask))[:, None])
+    assert torch.equal(ever.any(1), mask.any(1))
 
 
 def test_every_point_outside_the_centre_may_be_held_out() -> None:
@@ -141,17 +141,19 @@ def test_values_stay_and_do_not_matter(mask: torch.Tensor) -> None:
     assert torch.equal(judging.held_out, other.held_out)
 
 
-@pytest.mark.parametrize(("outside", "expected"), [(0, 0), (9, 0), (10, 2), (11, 2)])
-def test_of_fewer_than_eight_lines_beside_them_none_is_held_out(outside: int, expected: int) -> None:
-    mask = near_the_centre(ROWS)[:, None].repeat(1, COLUMNS)
-    mask[:outside] = True
+@pytest.mark.parametrize(("count", "expected"), [(2, 0), (3, 2), (4, 2)])
+def test_of_few_stretches_none_is_held_out(count: int, expected: int) -> None:
+    mask = torch.zeros(ROWS, COLUMNS, dtype=torch.bool)
+    mask[:count] = True
+    mask[ROWS // 2] = True  # its middle stretch alone is no part of the centre
     frame = hold_out(frame_of(mask), 0.05, seed=0)
-    assert (0 if frame.held_out is None else int(frame.held_out.any(1).sum())) == expected
+    found = 0 if frame.held_out is None else int(stretches(frame, frame.held_out).any(2).sum())
+    assert found == expected
 
 
 def test_a_small_scan_that_was_judged_is_no_more() -> None:
     """Nothing is left of what was held out before."""
-    frame = frame_of(near_the_centre(ROWS)[:, None].repeat(1, COLUMNS))
+    frame = frame_of((torch.arange(ROWS) < 2)[:, None].repeat(1, COLUMNS))
     marked = dataclasses.replace(frame, held_out=frame.operator.sampled)
     assert hold_out(marked, 0.05, seed=0).held_out is None
 
