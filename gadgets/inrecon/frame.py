@@ -257,11 +257,7 @@ class Frame:
 
         The weights are the data's own, the same for every image: so the losses of all methods can be compared.
         """
-        if self.held_out is None:
-            raise InvalidFrame("no samples are held out of this frame")
-        acquired = self.kspace[:, self.held_out]
-        weight = (acquired.abs().square() + self.power).rsqrt()
-        return (weight * (self.operator.forward(image)[:, self.held_out] - acquired)).flatten()
+        return self._weighed(self.operator.forward(image) - self.kspace)
 
     def loss(self, image: torch.Tensor) -> float | None:
         """Weighted error of `image` on the held-out samples, relative to that of no image; None if none are held out.
@@ -270,8 +266,15 @@ class Frame:
         """
         if self.held_out is None:
             return None
-        error, nothing = self.residuals(image), self.residuals(image * 0)
+        error, nothing = self.residuals(image), self._weighed(self.kspace)
         return float(error.abs().square().sum() / nothing.abs().square().sum())
+
+    def _weighed(self, kspace: torch.Tensor) -> torch.Tensor:
+        """The held-out samples of `kspace`, ``(samples,)``, by the weights of `residuals`."""
+        if self.held_out is None:
+            raise InvalidFrame("no samples are held out of this frame")
+        weight = (self.kspace[:, self.held_out].abs().square() + self.power).rsqrt()
+        return (weight * kspace[:, self.held_out]).flatten()
 
 
 @dataclass(frozen=True, kw_only=True)

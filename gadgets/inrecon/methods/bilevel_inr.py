@@ -10,14 +10,13 @@ from typing import Literal
 
 import torch
 
-from inrecon.encoders import EncoderSettings, encoders
+from inrecon.encoders import EncoderSettings
 from inrecon.errors import FitDiverged, InreconError
-from inrecon.events import FitFinished, observe
 from inrecon.frame import Frame, Reconstruction
 from inrecon.methods.linear import data_consistent
 from inrecon.methods.lower_level import LowerLevel
-from inrecon.methods.method import InvalidHyperparameter, Method, bounded, methods, tunable
-from inrecon.methods.network import Activation, NetworkSettings
+from inrecon.methods.method import InvalidHyperparameter, Method, announced, bounded, divergence, methods, tunable
+from inrecon.methods.network import Activation, NetworkSettings, check_encoder
 from inrecon.operators.cartesian import Offset
 
 # Networks times pixels that are fitted at once: memory grows with it, by about 2 kB each.
@@ -84,10 +83,7 @@ class BilevelINR(Method):
     seed: int = bounded(0, low=0, high=2**31 - 1)
 
     def __post_init__(self) -> None:
-        if self.encoder not in encoders.names():
-            raise InvalidHyperparameter(
-                f"bilevel_inr.encoder must be one of {', '.join(encoders.names())}, not {self.encoder!r}"
-            )
+        check_encoder("bilevel_inr", self.encoder)
 
     def fit(self, frame: Frame) -> Reconstruction:
         """Fit `frame`; raises `FitDiverged` when loss or image are not finite, or the fit ends worse than it began,
@@ -130,29 +126,19 @@ class BilevelINR(Method):
         started: float,
     ) -> Reconstruction | InreconError:
         """The reconstruction from a network's images: of all samples, and of those not held out."""
-        if not torch.isfinite(torch.view_as_real(prior)).all() or not losses[-1] <= losses[0]:
-            course = f"training loss {losses[0]:.3g} at first, {losses[-1]:.3g} at last"
-            return FitDiverged(f"bilevel_inr diverged: {course}")
+        if (error := divergence("bilevel_inr", prior, losses)) is not None:
+            return error
         trial = None if tried is None else self._consistent(frame.training, tried)
-        validation = None if trial is None else frame.loss(trial)
-        observe(
-            FitFinished(
-                method="bilevel_inr",
-                iterations=len(losses),
-                stopped_by=stopped_by,
-                seconds=time.perf_counter() - started,
-                validation_loss=validation,
-            )
-        )
-        return Reconstruction(
+        result = Reconstruction(
             image=self._consistent(frame, prior),
             iterations=len(losses),
             stopped_by=stopped_by,
             losses=tuple(losses),
             trial=trial,
-            validation_loss=validation,
+            validation_loss=None if trial is None else frame.loss(trial),
             backend=backend,
         )
+        return announced(result, method="bilevel_inr", started=started)
 
     def _consistent(self, frame: Frame, prior: torch.Tensor) -> torch.Tensor:
         if self.closing_weight == 0:

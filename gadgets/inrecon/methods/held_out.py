@@ -35,6 +35,23 @@ def hold_out(frame: Frame, fraction: float, *, seed: int) -> Frame:
     return dataclasses.replace(frame, held_out=held_out.to(frame.kspace.device))
 
 
+class Best:
+    """The best image so far by its loss on held-out samples."""
+
+    def __init__(self) -> None:
+        self.loss: float | None = None
+        self.image: torch.Tensor | None = None
+        self._since = 0
+
+    def update(self, loss: float | None, image: torch.Tensor) -> int:
+        """Take note of a check; returns the number of checks since the best one."""
+        if loss is not None and (self.loss is None or loss < self.loss):
+            self.loss, self.image, self._since = loss, image.clone(), 0
+        else:
+            self._since += 1
+        return self._since
+
+
 def _in_stretches(marked: torch.Tensor, length: int) -> torch.Tensor:
     """``(lines, columns)`` as ``(lines, stretches, length)``, filled up with False."""
     missing = -marked.shape[1] % length

@@ -11,10 +11,10 @@ import torch
 
 from inrecon.encoders import pixel_centres
 from inrecon.errors import FitDiverged
-from inrecon.events import FitFinished, FitProgressed, observe
+from inrecon.events import FitProgressed, observe
 from inrecon.frame import Frame, Reconstruction
 from inrecon.methods.linear import data_consistent
-from inrecon.methods.method import Method, bounded, methods, tunable
+from inrecon.methods.method import Method, announced, bounded, divergence, methods, tunable
 from inrecon.methods.network import surrounded
 from inrecon.operators import CartesianSense
 
@@ -60,21 +60,13 @@ class Imjense(Method):
         fit = _Fit(self, frame)
         losses = fit.run()
         image, maps = fit.result()
-        if not torch.isfinite(torch.view_as_real(image)).all() or not losses[-1] <= losses[0]:
-            raise FitDiverged(f"imjense diverged: training loss {losses[0]:.3g} at first, {losses[-1]:.3g} at last")
+        if (error := divergence("imjense", image, losses)) is not None:
+            raise error
         if self.closing_weight > 0:
             fitted = dataclasses.replace(frame, operator=CartesianSense(maps, frame.operator.mask))
             image = data_consistent(fitted, prior=image, weight=self.closing_weight, iterations=15)
-        observe(
-            FitFinished(
-                method="imjense",
-                iterations=len(losses),
-                stopped_by="iterations",
-                seconds=time.perf_counter() - started,
-                validation_loss=None,
-            )
-        )
-        return Reconstruction(image=image, iterations=len(losses), stopped_by="iterations", losses=tuple(losses))
+        result = Reconstruction(image=image, iterations=len(losses), stopped_by="iterations", losses=tuple(losses))
+        return announced(result, method="imjense", started=started)
 
 
 class _Sine(torch.nn.Linear):

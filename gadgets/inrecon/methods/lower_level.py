@@ -12,9 +12,10 @@ import torch
 from inrecon.errors import FitDiverged
 from inrecon.events import FitProgressed, observe
 from inrecon.frame import Frame
+from inrecon.methods.held_out import Best
 from inrecon.methods.linear import CGSense
 from inrecon.methods.network import Grid, ImageNetwork, build_network, surrounded
-from inrecon.methods.phase import smooth_phase
+from inrecon.methods.phase import in_phase, smooth_phase
 from inrecon.operators import CartesianSense, displace_image
 from inrecon.operators.cartesian import Offset
 
@@ -87,7 +88,7 @@ class LowerLevel:
         self.dropout = [torch.Generator(kspace.device).manual_seed(seed) for seed in seeds]
         self.history: list[torch.Tensor] = []
         self.trials: Sequence[torch.Tensor | None] = [None] * len(frames)
-        self.best = [_Best() for _ in frames]
+        self.best = [Best() for _ in frames]
 
     def run(self) -> str:
         """Iterate, at last on all samples; returns the reason of the stop.
@@ -160,9 +161,7 @@ class LowerLevel:
         """The networks' images on the pixels of `view`."""
         images = self.network(view.number)
         images = images.view(len(self.frames), self.method.members, *images.shape[1:])
-        if view.phase is None:
-            return images
-        return view.phase * torch.complex(images.real, self.method.imaginary_scale * images.imag)
+        return in_phase(images, view.phase, imaginary_scale=self.method.imaginary_scale)
 
     def _averaged(self, view: _View, images: torch.Tensor) -> torch.Tensor:
         """The exponential average with `images` in it; a plain mean as long as there are few."""
@@ -211,20 +210,3 @@ class LowerLevel:
         """Judge the images by the held-out samples; returns the number of checks since a slice last improved."""
         judged = zip(self.frames, self._means(), self.best, strict=True)
         return min(best.update(frame.loss(image), image) for frame, image, best in judged)
-
-
-class _Best:
-    """The best image so far by its loss on held-out samples."""
-
-    def __init__(self) -> None:
-        self.loss: float | None = None
-        self.image: torch.Tensor | None = None
-        self._since = 0
-
-    def update(self, loss: float | None, image: torch.Tensor) -> int:
-        """Take note of a check; returns the number of checks since the best one."""
-        if loss is not None and (self.loss is None or loss < self.loss):
-            self.loss, self.image, self._since = loss, image.clone(), 0
-        else:
-            self._since += 1
-        return self._since

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
+import torch
+
 from inrecon.errors import CalibrationFailed, FitDiverged, InreconError
+from inrecon.events import FitFinished, observe
 from inrecon.frame import Frame, Reconstruction
 from inrecon.registry import Registry
 
@@ -64,6 +68,27 @@ def or_error(fit: Callable[[Frame], Reconstruction], frame: Frame) -> Reconstruc
         return fit(frame)
     except (FitDiverged, CalibrationFailed) as error:
         return error
+
+
+def announced(result: Reconstruction, *, method: str, started: float) -> Reconstruction:
+    """`result`, told as finished; `started` is the time of the performance counter when the fit began."""
+    observe(
+        FitFinished(
+            method=method,
+            iterations=result.iterations,
+            stopped_by=result.stopped_by,
+            seconds=time.perf_counter() - started,
+            validation_loss=result.validation_loss,
+        )
+    )
+    return result
+
+
+def divergence(method: str, image: torch.Tensor, losses: Sequence[float]) -> FitDiverged | None:
+    """What is wrong with a fit whose image is not finite or which ended worse than it began, or None."""
+    if torch.isfinite(torch.view_as_real(image)).all() and losses[-1] <= losses[0]:
+        return None
+    return FitDiverged(f"{method} diverged: training loss {losses[0]:.3g} at first, {losses[-1]:.3g} at last")
 
 
 methods: Registry[type[Method]] = Registry("method", group="inrecon.methods")

@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from inrecon.encoders import Encoder, EncoderSettings, encoders, pixel_centres
+from inrecon.methods.method import InvalidHyperparameter
 
 Activation = Literal["relu", "sine"]
 
@@ -78,6 +79,12 @@ def build_network(
     sizes = [encoder.features, *[settings.width] * settings.hidden_layers, 2]
     mlp = MLP(sizes, settings.activation, generators=generators)
     return ImageNetwork(grids, encoder, mlp.to(device))
+
+
+def check_encoder(method: str, encoder: str) -> None:
+    """Raises `InvalidHyperparameter` if there is no such `encoder` for `method`."""
+    if encoder not in encoders.names():
+        raise InvalidHyperparameter(f"{method}.encoder must be one of {', '.join(encoders.names())}, not {encoder!r}")
 
 
 def surrounded(support: torch.Tensor) -> torch.Tensor:

@@ -11,9 +11,9 @@ from typing import ClassVar
 import torch
 
 from inrecon.errors import FitDiverged
-from inrecon.events import FitFinished, FitProgressed, observe
+from inrecon.events import FitProgressed, observe
 from inrecon.frame import Frame, Reconstruction
-from inrecon.methods.method import Method
+from inrecon.methods.method import Method, announced
 
 CHECK_EVERY = 5
 
@@ -47,11 +47,8 @@ class SparseMethod(Method):
         """At most `iterations` steps; raises `FitDiverged` when the image is not finite."""
         started = time.perf_counter()
         image, done, stopped_by = self._run(frame)
-        seconds = time.perf_counter() - started
-        observe(
-            FitFinished(method=self.name, iterations=done, stopped_by=stopped_by, seconds=seconds, validation_loss=None)
-        )
-        return Reconstruction(image=image, iterations=done, stopped_by=stopped_by)
+        result = Reconstruction(image=image, iterations=done, stopped_by=stopped_by)
+        return announced(result, method=self.name, started=started)
 
     def _run(self, frame: Frame) -> tuple[torch.Tensor, int, str]:
         """Image, iterations done and the reason of the stop."""

@@ -8,15 +8,17 @@ from typing import Literal
 
 import torch
 
-from inrecon.encoders import EncoderSettings, encoders
+from inrecon.encoders import EncoderSettings
 from inrecon.errors import FitDiverged
-from inrecon.events import FitFinished, FitProgressed, observe
+from inrecon.events import FitProgressed, observe
 from inrecon.frame import Frame, Reconstruction
 from inrecon.methods.consistency import DataConsistency
+from inrecon.methods.held_out import Best
 from inrecon.methods.linear import CGSense, data_consistent
-from inrecon.methods.method import InvalidHyperparameter, Method, bounded, methods, tunable
-from inrecon.methods.network import Grid, NetworkSettings, build_network, surrounded
-from inrecon.methods.phase import smooth_phase
+from inrecon.methods.method import InvalidHyperparameter, Method, announced, bounded, divergence, methods, tunable
+from inrecon.methods.network import Grid, NetworkSettings, build_network, check_encoder, surrounded
+from inrecon.methods.phase import in_phase, smooth_phase
+from inrecon.methods.total_variation import differences
 
 CHECK_EVERY = 10
 # The smoothing of TV, relative to the mean magnitude of the image: without it the gradient jumps where x is flat.
@@ -65,10 +67,7 @@ class UnrollINR(Method):
     seed: int = bounded(0, low=0, high=2**31 - 1)
 
     def __post_init__(self) -> None:
-        if self.encoder not in encoders.names():
-            raise InvalidHyperparameter(
-                f"unroll_inr.encoder must be one of {', '.join(encoders.names())}, not {self.encoder!r}"
-            )
+        check_encoder("unroll_inr", self.encoder)
 
     def fit(self, frame: Frame) -> Reconstruction:
         """Fit `frame`; raises `FitDiverged` when loss or image are not finite, or the fit ends worse than it began,
@@ -79,27 +78,18 @@ class UnrollINR(Method):
         fit = _Fit(self, frame)
         losses, stopped_by = fit.run()
         image, trial = (self._consistent(f, fit.prior) for f in (frame, frame.training))
-        if not torch.isfinite(torch.view_as_real(image)).all() or losses[-1] > losses[0]:
-            raise FitDiverged(f"unroll_inr diverged: training loss {losses[0]:.3g} at first, {losses[-1]:.3g} at last")
-        validation = frame.loss(trial)
-        observe(
-            FitFinished(
-                method="unroll_inr",
-                iterations=len(losses),
-                stopped_by=stopped_by,
-                seconds=time.perf_counter() - started,
-                validation_loss=validation,
-            )
-        )
-        return Reconstruction(
+        if (error := divergence("unroll_inr", image, losses)) is not None:
+            raise error
+        result = Reconstruction(
             image=image,
             iterations=len(losses),
             stopped_by=stopped_by,
             losses=tuple(losses),
             trial=None if frame.held_out is None else trial,
-            validation_loss=validation,
+            validation_loss=frame.loss(trial),
             backend=f"{self.encoder} by {fit.network.encoder.backend}",
         )
+        return announced(result, method="unroll_inr", started=started)
 
     def _consistent(self, frame: Frame, prior: torch.Tensor) -> torch.Tensor:
         """x of Eq. (9) for a z."""
@@ -157,7 +147,7 @@ class _Fit:
     def run(self) -> tuple[list[float], str]:
         """Iterate; sets `prior`, returns training losses and the reason of the stop."""
         method, losses = self.method, list[torch.Tensor]()
-        best, best_loss, checks_since_best = self.prior, float("inf"), 0
+        best = Best()
         stopped_by = "iterations"
         for iteration in range(1, method.iterations + 1):
             losses.append(self._step(iteration))
@@ -168,15 +158,11 @@ class _Fit:
                 raise FitDiverged(f"unroll_inr diverged: its loss is not finite after {iteration} iterations")
             if not method.patience:
                 continue
-            loss = self.frame.loss(self.consistent(self.prior))
-            checks_since_best += 1
-            if loss is not None and loss < best_loss:
-                best, best_loss, checks_since_best = self.prior, loss, 0
-            if checks_since_best >= method.patience:
+            if best.update(self.frame.loss(self.consistent(self.prior)), self.prior) >= method.patience:
                 stopped_by = "held-out samples"
                 break
-        if method.patience:
-            self.prior = best
+        if best.image is not None:
+            self.prior = best.image
         return [float(loss) for loss in losses], stopped_by
 
     def _step(self, iteration: int) -> torch.Tensor:
@@ -198,9 +184,7 @@ class _Fit:
     def _rendered(self) -> torch.Tensor:
         """z, ``(rows, columns)``."""
         (image,) = self.network()
-        if self.phase is None:
-            return image
-        return self.phase * torch.complex(image.real, self.method.imaginary_scale * image.imag)
+        return in_phase(image, self.phase, imaginary_scale=self.method.imaginary_scale)
 
     def _loss(self, image: torch.Tensor, predicted: torch.Tensor, *, tv_weight: float) -> torch.Tensor:
         """Eq. (11); `predicted` is A x of the image."""
@@ -218,7 +202,5 @@ def total_variation(image: torch.Tensor, *, smoothing: torch.Tensor | float = 0.
 
     Forward differences, none across the edges of `image` ``(rows, columns)``.
     """
-    down = torch.nn.functional.pad(image.diff(dim=0), (0, 0, 0, 1))
-    right = torch.nn.functional.pad(image.diff(dim=1), (0, 1))
-    squares = torch.view_as_real(torch.stack([down, right])).square().sum((0, -1))
+    squares = torch.view_as_real(differences(image)).square().sum((0, -1))
     return ((squares + smoothing**2).sqrt() - smoothing).sum()
