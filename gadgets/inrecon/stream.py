@@ -99,7 +99,7 @@ def _solve(measurement: Measurement, *, method: Method, clock: _Stopwatch) -> li
     indices = range(len(measurement.kspace))
     fallbacks: list[list[str]] = [[] for _ in indices]
     with clock("calibrate"):
-        maps = [_coil_maps(measurement, index, fallbacks=fallbacks[index]) for index in indices]
+        maps = [coil_maps(measurement, index, fallbacks=fallbacks[index]) for index in indices]
     scales = [float(kspace.abs().max()) or 1.0 for kspace in measurement.kspace]
     with clock("fit"):
         frames = [_frame(measurement, index, maps=maps[index], scale=scales[index]) for index in indices]
@@ -109,7 +109,7 @@ def _solve(measurement: Measurement, *, method: Method, clock: _Stopwatch) -> li
         _synchronise(measurement.kspace.device)
     return [
         _Solved(
-            image=fit.image * _intensity(measurement, csm.csm) * (scale * measurement.scale),
+            image=fit.image * intensity(measurement, csm.csm) * (scale * measurement.scale),
             reconstruction=fit,
             maps=csm,
             fallbacks=tuple(reasons),
@@ -127,12 +127,12 @@ def _frame(measurement: Measurement, index: int, *, maps: CoilMaps, scale: float
     return hold_out(frame, HELD_OUT, seed=0)
 
 
-def _intensity(measurement: Measurement, csm: torch.Tensor) -> torch.Tensor:
+def intensity(measurement: Measurement, csm: torch.Tensor) -> torch.Tensor:
     """What takes an image to the intensity of the coils as acquired: whether noise readouts came must not change it."""
     return torch.linalg.vector_norm(torch.einsum("av,vrc->arc", measurement.unmix, csm), dim=0)
 
 
-def _coil_maps(measurement: Measurement, index: int, *, fallbacks: list[str]) -> CoilMaps:
+def coil_maps(measurement: Measurement, index: int, *, fallbacks: list[str]) -> CoilMaps:
     """ESPIRiT from the calibration block; without a usable one, maps from the smooth image itself, as a fall-back."""
     shape = (measurement.mask.shape[0], measurement.mask.shape[1])
     try:

@@ -10,7 +10,7 @@ from pathlib import Path
 from inrecon.errors import InreconError
 from quality.bart import Bart
 from quality.entrants import Entrant
-from quality.judge import Candidate, maps_of
+from quality.judge import Candidate
 from quality.opponents import Opponent, Trial, converged
 from quality.results import Row
 from quality.runner import run_apart
@@ -61,7 +61,7 @@ class Contest:
 
     def _by_inrecon(self, scan: Scan, entrant: Entrant) -> Row:
         outcome = run_apart(scan.raw, entrant, device=self.device, hyperparameters=self.hyperparameters)
-        scores = scan.judge.scores(Candidate(image=outcome.image, maps=maps_of(scan.raw)))
+        scores = scan.judge.scores(Candidate(image=outcome.image, maps=scan.maps))
         report = outcome.report
         return Row(
             case=scan.case.name,

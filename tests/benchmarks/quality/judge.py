@@ -9,17 +9,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from inrecon.calibrate import espirit, smooth_sum_of_squares
 from inrecon.condition import condition
 from inrecon.frame import Measurement, RawFrame
 from inrecon.operators import CartesianSense
 from inrecon.quality import measure, scale_to
+from inrecon.stream import coil_maps, intensity
 
 Complex = NDArray[np.complex64]
 Box = tuple[int, int, int, int]
 
 VALIDATION_OFFSET = 1e-4
-"""That of the validation loss of `bilevel_inr`, so that the two can be compared."""
+"""That of the validation loss of Yu, Fessler and Jiang's published configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +108,8 @@ class HeldOut:
     def scores(self, candidate: Candidate) -> dict[str, float]:
         """The weighted error on the samples kept aside, the image scaled to fit those that were not."""
         maps = torch.from_numpy(candidate.maps)
-        intensity = intensity_of(self.measurement, candidate.maps)
-        image = np.divide(candidate.image, intensity, out=np.zeros_like(candidate.image), where=intensity > 0)
+        shading = intensity_of(self.measurement, candidate.maps)
+        image = np.divide(candidate.image, shading, out=np.zeros_like(candidate.image), where=shading > 0)
         fitted = CartesianSense(maps, self.measurement.mask)
         predicted = fitted.forward(torch.from_numpy(image))
         acquired = fitted.arrange(self.measurement.kspace[0])
@@ -128,11 +128,7 @@ class HeldOut:
 
 def maps_of(raw: RawFrame) -> Complex:
     """The coil maps ``(coils, rows, columns)`` of conditioned data that `inrecon.stream` makes images of `raw` with."""
-    measurement = condition(raw, device="cpu")
-    shape = (measurement.mask.shape[0], measurement.mask.shape[1])
-    if measurement.calibration is None:
-        return smooth_sum_of_squares(measurement.kspace[0], measurement.mask).csm.numpy()
-    return espirit(measurement.calibration[0], shape).csm.numpy()
+    return coil_maps(condition(raw, device="cpu"), 0, fallbacks=[]).csm.numpy()
 
 
 def intensity_of(measurement: Measurement, maps: Complex) -> NDArray[np.float32]:
@@ -140,9 +136,8 @@ def intensity_of(measurement: Measurement, maps: Complex) -> NDArray[np.float32]
 
     Maps of conditioned coils have a unit one; an image times this has the shading of the coils as acquired.
     """
-    mixed = torch.einsum("av,vrc->arc", measurement.unmix.cpu(), torch.from_numpy(maps))
-    intensity: NDArray[np.float32] = torch.linalg.vector_norm(mixed, dim=0).numpy()
-    return intensity
+    shading: NDArray[np.float32] = intensity(measurement, torch.from_numpy(maps)).numpy()
+    return shading
 
 
 def _gridded(raw: RawFrame, shape: tuple[int, ...]) -> tuple[Complex, NDArray[np.bool_]]:

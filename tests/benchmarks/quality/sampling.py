@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inrecon.simulate import Pattern, sampled_lines
+from inrecon.simulate.sampling import centre_block
 from quality.cases import Case, InvalidCases
 
 Mask = NDArray[np.bool_]
@@ -34,8 +35,7 @@ def sampled(case: Case, shape: tuple[int, int], *, own: Mask | None) -> Mask:
 
 def centre_square(shape: tuple[int, int], side: int) -> tuple[slice, slice]:
     """The central `side` x `side` positions, whose own centre ``side // 2`` lies on ``n // 2``."""
-    starts = (n // 2 - side // 2 for n in shape)
-    down, across = (slice(start, start + side) for start in starts)
+    down, across = (centre_block(n, side) for n in shape)
     return down, across
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import ismrmrd
@@ -14,7 +15,7 @@ from inrecon.calibrate import espirit
 from inrecon.frame import Geometry, Key, Noise, Protocol, RawFrame, Readouts
 from inrecon.simulate import simulate_scan
 from quality.cases import Case, InvalidCases
-from quality.judge import HeldOut, Judge, Reference
+from quality.judge import HeldOut, Judge, Reference, maps_of
 from quality.sampling import Mask, centre_square, sampled
 
 Complex = NDArray[np.complex64]
@@ -35,6 +36,11 @@ class Scan:
     raw: RawFrame
     judge: Judge
     acceleration: float
+
+    @cached_property
+    def maps(self) -> Complex:
+        """The coil maps of conditioned data that every method of ours makes its image with."""
+        return maps_of(self.raw)
 
 
 @dataclass(frozen=True, kw_only=True)

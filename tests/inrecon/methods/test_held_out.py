@@ -76,7 +76,7 @@ def test_what_is_held_out_was_acquired(mask: torch.Tensor, fraction: float) -> N
     assert not (held_out(mask, fraction) & ~mask).any()
 
 
-def stretches(frame: Frame, marked: torch.Tensor) -> torch.Tensor:
+def stretches(marked: torch.Tensor) -> torch.Tensor:
     """Marks ``(lines, columns)`` of the frame's own order as ``(lines, stretches, 16)``."""
     assert COLUMNS % STRETCH == 8
     return torch.nn.functional.pad(marked, (0, 8)).unflatten(1, (-1, STRETCH))
@@ -87,7 +87,7 @@ def stretches(frame: Frame, marked: torch.Tensor) -> torch.Tensor:
 def test_of_a_scan_of_lines_whole_stretches_are_held_out(mask: torch.Tensor, fraction: float) -> None:
     frame = hold_out(frame_of(mask), fraction, seed=0)
     assert frame.held_out is not None
-    taken, sampled = stretches(frame, frame.held_out), stretches(frame, frame.operator.sampled)
+    taken, sampled = stretches(frame.held_out), stretches(frame.operator.sampled)
     assert torch.equal(taken, taken.any(2, keepdim=True) & sampled)
     # The centre is in the first stretch and, by its negative frequencies, in the last, of five lines.
     candidates = int(sampled.any(2).sum()) - 5 * 2
@@ -147,7 +147,7 @@ def test_of_few_stretches_none_is_held_out(count: int, expected: int) -> None:
     mask[:count] = True
     mask[ROWS // 2] = True  # its middle stretch alone is no part of the centre
     frame = hold_out(frame_of(mask), 0.05, seed=0)
-    found = 0 if frame.held_out is None else int(stretches(frame, frame.held_out).any(2).sum())
+    found = 0 if frame.held_out is None else int(stretches(frame.held_out).any(2).sum())
     assert found == expected
 
 
