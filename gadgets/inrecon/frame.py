@@ -269,6 +269,15 @@ class Frame:
         error, nothing = self.residuals(image), self._weighed(self.kspace)
         return float(error.abs().square().sum() / nothing.abs().square().sum())
 
+    @property
+    def noise_loss(self) -> float:
+        """The part of `loss` that is the noise of the held-out samples themselves; 0 where it is not known."""
+        if self.held_out is None or self.noise_level is None:
+            return 0.0
+        noise = self._weighed(self.kspace.new_full(self.kspace.shape, self.noise_level))
+        nothing = self._weighed(self.kspace)
+        return float(noise.abs().square().sum() / nothing.abs().square().sum())
+
     def _weighed(self, kspace: torch.Tensor) -> torch.Tensor:
         """The held-out samples of `kspace`, ``(samples,)``, by the weights of `residuals`."""
         if self.held_out is None:

@@ -6,7 +6,12 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from inrecon.operators import CartesianSense, conjugate_gradient, displace_image
+from inrecon.operators import (
+    CartesianSense,
+    conjugate_gradient,
+    displace_image,
+    shifted_conjugate_gradients,
+)
 from inrecon.testing import OperatorConformance, random_complex, smooth_maps
 
 
@@ -180,6 +185,31 @@ def test_conjugate_gradient_solves_the_normal_equations() -> None:
 def test_conjugate_gradient_of_nothing_is_nothing() -> None:
     zero = torch.zeros(5, dtype=torch.complex64)
     assert torch.equal(conjugate_gradient(lambda x: 2 * x, zero)[0], zero)
+
+
+@pytest.mark.parametrize("iterations", [3, 12, 100])
+def test_shifted_conjugate_gradients_are_those_of_each_weight(iterations: int) -> None:
+    """Long after the largest weights have converged too, down to zeta that no number is small enough for."""
+    matrix = random_complex(12, 12, seed=2).to(torch.complex128)
+    positive = matrix.conj().T @ matrix
+    right = random_complex(3, 4, seed=3).to(torch.complex128)
+    weights = [30.0, 1e-2, 1.0, 1e9]
+
+    def gram(x: torch.Tensor) -> torch.Tensor:
+        return (positive @ x.flatten()).view(3, 4)
+
+    found = shifted_conjugate_gradients(gram, right, weights=weights, iterations=iterations, tolerance=1e-14)
+    assert found.shape == (4, 3, 4)
+    for weight, solution in zip(weights, found, strict=True):
+        alone, _ = conjugate_gradient(gram, right, weight=weight, iterations=iterations, tolerance=1e-14)
+        torch.testing.assert_close(solution, alone, rtol=1e-6, atol=1e-12)
+
+
+def test_shifted_conjugate_gradients_of_nothing_are_nothing() -> None:
+    zero = torch.zeros(2, 5, dtype=torch.complex64)
+    assert torch.equal(
+        shifted_conjugate_gradients(lambda x: 2 * x, zero, weights=[1.0, 2.0], iterations=3), zero.expand(2, 2, 5)
+    )
 
 
 def test_a_mask_of_another_shape_is_refused() -> None:

@@ -45,16 +45,20 @@ class Entry:
 
     def resolve(self, request: Request) -> Resolved:
         """The method for `request`: the method's defaults, over them this entry's values, its preset, and the
-        request's overrides. If the request names another method, this entry's values and presets apply if that
-        method extends the entry's and so has all its fields.
+        request's overrides. If the request names another method, this entry's values and presets apply if one of
+        the two extends the other, as far as that method has the fields.
 
         Raises `UnknownName` for a method and `inrecon.methods.method.InvalidHyperparameter` for an override.
         """
         name = request.method or self.method
         layers: dict[str, Mapping[str, object]] = {"request": request.overrides}
-        if issubclass(methods[name], methods[self.method]):
-            preset = self.presets.get(request.preset, {})
-            layers = {"entry": self.values, f"preset {request.preset}": preset, **layers}
+        asked, own = methods[name], methods[self.method]
+        if issubclass(asked, own) or issubclass(own, asked):
+            given = {"entry": self.values, f"preset {request.preset}": self.presets.get(request.preset, {})}
+            known = {field.name for field in fields(asked)}
+            layers = {
+                source: {k: v for k, v in layer.items() if k in known} for source, layer in given.items()
+            } | layers
         merged = {field: value for layer in layers.values() for field, value in layer.items()}
         told = {field: source for source, layer in layers.items() for field in layer}
         method = build(name, merged)

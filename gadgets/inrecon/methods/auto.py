@@ -12,11 +12,13 @@ import torch
 from inrecon.errors import InreconError
 from inrecon.frame import Frame, Reconstruction
 from inrecon.methods.bilevel_inr import BilevelINR
+from inrecon.methods.held_out import certainty
 from inrecon.methods.linear import CGSense
 from inrecon.methods.method import Method, methods, or_error
 from inrecon.methods.total_variation import TotalVariation
 from inrecon.methods.wavelet import L1Wavelet
 
+CERTAIN = 3.0
 CLASSICAL: dict[str, Method] = {"cg_sense": CGSense(), "tv": TotalVariation(), "l1_wavelet": L1Wavelet()}
 
 
@@ -26,8 +28,9 @@ class Auto(BilevelINR):
     """A convex combination of `bilevel_inr` (whose fields these are), `tv`, `l1_wavelet` and `cg_sense`.
 
     The weights minimise the error on the held-out samples (stacking: Wolpert, Neural Networks 1992; Breiman, Machine
-    Learning 1996), so a candidate that fails gets none, and no candidate's loss is below that of the image sent. A
-    frame without held-out samples gets the INR alone.
+    Learning 1996), so a candidate that fails gets none. As far as it is not certain that this is better than CG-SENSE
+    (by `CERTAIN` standard errors of the difference, held-out stretches being the sample), CG-SENSE takes the place of
+    the rest. A frame without held-out samples gets the INR alone.
     """
 
     def fit_slices(self, frames: Sequence[Frame]) -> list[Reconstruction | InreconError]:
@@ -44,7 +47,13 @@ class Auto(BilevelINR):
         if not candidates:
             return network
         trials = torch.stack([candidate.trial for candidate in candidates.values() if candidate.trial is not None])
-        weights = convex_weights(torch.stack([frame.residuals(trial) for trial in trials]))
+        residuals = torch.stack([frame.residuals(trial) for trial in trials])
+        weights = convex_weights(residuals)
+        if "cg_sense" in candidates:
+            linear = list(candidates).index("cg_sense")
+            certain = certainty(frame, worse=residuals[linear], better=_weighted(weights, residuals))
+            share = min(max(certain / CERTAIN, 0.0), 1.0)
+            weights = [share * weight + (1 - share) * (i == linear) for i, weight in enumerate(weights)]
         trial = _weighted(weights, trials)
         image = _weighted(weights, torch.stack([candidate.image for candidate in candidates.values()]))
         best = max(zip(weights, candidates.values(), strict=True), key=lambda pair: pair[0])[1]
@@ -90,4 +99,4 @@ def _has_loss(fit: Reconstruction) -> bool:
 
 def _weighted(weights: list[float], images: torch.Tensor) -> torch.Tensor:
     shares = torch.tensor(weights, dtype=images.dtype, device=images.device)
-    return torch.einsum("i,irc->rc", shares, images)
+    return torch.einsum("i,i...->...", shares, images)

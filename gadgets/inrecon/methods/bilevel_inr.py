@@ -13,7 +13,7 @@ import torch
 from inrecon.encoders import EncoderSettings
 from inrecon.errors import FitDiverged, InreconError
 from inrecon.frame import Frame, Reconstruction
-from inrecon.methods.linear import data_consistent
+from inrecon.methods.closing import closed, weights_around
 from inrecon.methods.lower_level import LowerLevel
 from inrecon.methods.method import InvalidHyperparameter, Method, announced, bounded, divergence, methods, tunable
 from inrecon.methods.network import Activation, NetworkSettings, check_encoder
@@ -21,7 +21,6 @@ from inrecon.operators.cartesian import Offset
 
 # Networks times pixels that are fitted at once: memory grows with it, by about 2 kB each.
 LARGEST_BATCH = 2**20
-CLOSING_ITERATIONS = 15
 
 
 @methods.register("bilevel_inr")
@@ -40,15 +39,16 @@ class BilevelINR(Method):
     iterate). In each iteration a random `sample_dropout` of the samples is left out of the loss. With `pixel_shift` >
     0 the iterations take turns at pixel centres moved by that part of a pixel, one way and the other along the
     diagonal: the image is one continuous function and must fit at both. With `phase_width` > 0 the network's two
-    outputs are the parts of the image in and out of phase with a low-resolution image (`smooth_phase`), the latter
-    multiplied by `imaginary_scale`: what the phase of a smooth field explains costs the network nothing. A grid has no
-    level beyond the first of `finest_level` vertices a pixel. `members` networks of different seeds are fitted at once
-    and their images averaged. `closing_weight` > 0 ends with min |A x - y|^2 + weight |x - x_INR|^2. Where samples are
-    held out, the last `released` part of the iterations sees them as well, after they have judged the fit. With
-    `patience` > 0 the judged part ends after that many checks without improvement, its best image being the trial.
+    outputs are the parts of the image in and out of phase with a low-resolution image (`smooth_phase`): what the phase
+    of a smooth field explains costs the network nothing. A grid has no level beyond the first of `finest_level`
+    vertices a pixel. `members` networks of different seeds are fitted at once and their images averaged.
+    `closing_weight` > 0 ends with min |A x - y|^2 + weight |x - x_INR|^2, the weight chosen by held-out samples from up
+    to `closing_doublings` times smaller to as many times larger (`methods.closing`). Where samples are held out, the
+    last `released` part of the iterations sees them as well, after they have judged the fit. With `patience` > 0 the
+    judged part ends after that many checks without improvement, its best image being the trial.
 
     Where the noise is known, with q its variance over the mean of |y|^2, the encoder's decay is multiplied by
-    1 + (noise_decay q)^2 and the closing weight by 1 + noise_closing q: one setting for scans of all noise levels.
+    1 + (noise_decay q)^2: one setting for scans of all noise levels.
     """
 
     learning_rate: float = tunable(9.3e-3, low=1e-5, high=5e-2, log=True, symbol="tau")
@@ -74,12 +74,11 @@ class BilevelINR(Method):
     pixel_shift: float = bounded(0.25, low=0.0, high=0.5)
     sample_dropout: float = bounded(0.4, low=0.0, high=0.9)
     phase_width: float = bounded(16.0, low=0.0, high=1e4)
-    imaginary_scale: float = tunable(0.4, low=0.05, high=1.0)
     released: float = bounded(0.25, low=0.0, high=0.9)
     patience: int = bounded(0, low=0, high=1000)
-    closing_weight: float = bounded(0.06, low=0.0, high=100.0)
+    closing_weight: float = bounded(0.12, low=0.0, high=100.0)
+    closing_doublings: int = bounded(6, low=0, high=16)
     noise_decay: float = bounded(100.0, low=0.0, high=1e6)
-    noise_closing: float = bounded(1000.0, low=0.0, high=1e6)
     seed: int = bounded(0, low=0, high=2**31 - 1)
 
     def __post_init__(self) -> None:
@@ -128,9 +127,13 @@ class BilevelINR(Method):
         """The reconstruction from a network's images: of all samples, and of those not held out."""
         if (error := divergence("bilevel_inr", prior, losses)) is not None:
             return error
-        trial = None if tried is None else self._consistent(frame.training, tried)
+        image, trial = prior, tried
+        if self.closing_weight > 0:
+            image, trial = closed(
+                frame, prior, tried, weights=weights_around(self.closing_weight, self.closing_doublings)
+            )
         result = Reconstruction(
-            image=self._consistent(frame, prior),
+            image=image,
             iterations=len(losses),
             stopped_by=stopped_by,
             losses=tuple(losses),
@@ -139,12 +142,6 @@ class BilevelINR(Method):
             backend=backend,
         )
         return announced(result, method="bilevel_inr", started=started)
-
-    def _consistent(self, frame: Frame, prior: torch.Tensor) -> torch.Tensor:
-        if self.closing_weight == 0:
-            return prior
-        weight = self.closing_weight * (1 + self.noise_closing * frame.noise_share)
-        return data_consistent(frame, prior=prior, weight=weight, iterations=CLOSING_ITERATIONS)
 
     def offsets(self) -> list[Offset]:
         """The displacements of the pixel centres that the fit visits, in pixels."""

@@ -8,12 +8,14 @@ from inrecon.frame import Frame
 
 STRETCH = 16
 CENTRE = 2
-FEWEST = 2
+FEWEST = 16
+LARGEST_SHARE = 0.2
 FEWEST_LEFT = 8
 
 
 def hold_out(frame: Frame, fraction: float, *, seed: int) -> Frame:
-    """`frame` with a random `fraction` of its samples held out: stretches of 16 along the readout, at least two.
+    """`frame` with a random `fraction` of its samples held out: stretches of 16 along the readout, at least 16 of them
+    where that is no more than a fifth, and at least two.
 
     Stretches, because a single sample is told by its neighbours in the same readout, and losses on samples strewn over
     lines rank images badly; not whole lines, whose loss opens a hole right across k-space that the scan does not have.
@@ -25,14 +27,31 @@ def hold_out(frame: Frame, fraction: float, *, seed: int) -> Frame:
     length = STRETCH if bool((sampled == sampled[:1]).all()) else 1
     stretches = _in_stretches(sampled, length)
     candidates = (stretches.any(2) & ~_in_stretches(_centre(frame).cpu(), length).any(2)).nonzero()
-    count = max(FEWEST, round(fraction * len(candidates)))
-    if frame.power == 0 or len(candidates) - count < FEWEST_LEFT:
+    count = max(round(fraction * len(candidates)), min(FEWEST, int(LARGEST_SHARE * len(candidates))))
+    if frame.power == 0 or count < 2 or len(candidates) - count < FEWEST_LEFT:
         return dataclasses.replace(frame, held_out=None)
     chosen = candidates[torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seed))[:count]]
     taken = torch.zeros_like(stretches)
     taken[tuple(chosen.T)] = True
     held_out = taken.flatten(1)[:, : sampled.shape[1]] & sampled
     return dataclasses.replace(frame, held_out=held_out.to(frame.kspace.device))
+
+
+def certainty(frame: Frame, *, worse: torch.Tensor, better: torch.Tensor) -> float:
+    """By how many standard errors the mean of |worse|^2 is above that of |better|^2, residuals of two images.
+
+    Neighbours in a readout err alike, so what counts as one is a run of held-out samples. 0 if there is but one.
+    """
+    if frame.held_out is None:
+        return 0.0
+    gain = (worse.abs().square() - better.abs().square()).unflatten(0, (len(frame.kspace), -1)).sum(0)
+    begins = frame.held_out & ~torch.nn.functional.pad(frame.held_out, (1, 0))[:, :-1]
+    run = (begins.flatten().cumsum(0) - 1).view_as(begins)[frame.held_out]
+    gains = torch.zeros(int(begins.sum()), dtype=torch.float64, device=gain.device)
+    gains.index_add_(0, run, gain.double())
+    if len(gains) < 2:
+        return 0.0
+    return float(gains.mean() / (gains.std() / len(gains) ** 0.5).clamp(min=1e-30))
 
 
 class Best:

@@ -64,7 +64,7 @@ class Imjense(Method):
             raise error
         if self.closing_weight > 0:
             fitted = dataclasses.replace(frame, operator=CartesianSense(maps, frame.operator.mask))
-            image = data_consistent(fitted, prior=image, weight=self.closing_weight, iterations=15)
+            image = data_consistent(fitted, prior=image, weights=[self.closing_weight], iterations=15)[0]
         result = Reconstruction(image=image, iterations=len(losses), stopped_by="iterations", losses=tuple(losses))
         return announced(result, method="imjense", started=started)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 
 from inrecon.frame import Frame, Reconstruction
 from inrecon.methods.method import Method, bounded, methods
-from inrecon.operators import conjugate_gradient
+from inrecon.operators import conjugate_gradient, shifted_conjugate_gradients
 
 
 @methods.register("zero_filled")
@@ -55,8 +56,8 @@ class CGSense(Method):
         return self.regularisation + self.noise_factor * frame.noise_level**2 / power
 
 
-def data_consistent(frame: Frame, *, prior: torch.Tensor, weight: float, iterations: int) -> torch.Tensor:
-    """argmin |A x - y|^2 + weight |x - prior|^2, from `prior` on."""
+def data_consistent(frame: Frame, *, prior: torch.Tensor, weights: Sequence[float], iterations: int) -> torch.Tensor:
+    """argmin |A x - y|^2 + weight |x - prior|^2 for each of `weights`: stacked, from `prior` on."""
     operator = frame.operator
-    right_hand_side = operator.adjoint(frame.kspace) + weight * prior
-    return conjugate_gradient(operator.gram, right_hand_side, weight=weight, start=prior, iterations=iterations)[0]
+    missing = operator.adjoint(frame.kspace - operator.forward(prior))
+    return prior + shifted_conjugate_gradients(operator.gram, missing, weights=weights, iterations=iterations)

@@ -15,7 +15,7 @@ from inrecon.frame import Frame
 from inrecon.methods.held_out import Best
 from inrecon.methods.linear import CGSense
 from inrecon.methods.network import Grid, ImageNetwork, build_network, surrounded
-from inrecon.methods.phase import in_phase, smooth_phase
+from inrecon.methods.phase import smooth_phase
 from inrecon.operators import CartesianSense, displace_image
 from inrecon.operators.cartesian import Offset
 
@@ -161,7 +161,7 @@ class LowerLevel:
         """The networks' images on the pixels of `view`."""
         images = self.network(view.number)
         images = images.view(len(self.frames), self.method.members, *images.shape[1:])
-        return in_phase(images, view.phase, imaginary_scale=self.method.imaginary_scale)
+        return images if view.phase is None else view.phase * images
 
     def _averaged(self, view: _View, images: torch.Tensor) -> torch.Tensor:
         """The exponential average with `images` in it; a plain mean as long as there are few."""

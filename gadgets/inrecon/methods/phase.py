@@ -18,14 +18,6 @@ def smooth_phase(image: torch.Tensor, *, width: float, offset: Offset = (0.0, 0.
     return torch.polar(torch.ones_like(image.real), displace_image(torch.fft.ifft2(spectrum), offset).angle())
 
 
-def in_phase(images: torch.Tensor, phase: torch.Tensor | None, *, imaginary_scale: float) -> torch.Tensor:
-    """Images whose parts in and out of `phase` are the real and, times `imaginary_scale`, the imaginary part of
-    `images`; without a phase `images` themselves."""
-    if phase is None:
-        return images
-    return phase * torch.complex(images.real, imaginary_scale * images.imag)
-
-
 def _hann(n: int, width: float, device: torch.device) -> torch.Tensor:
     cycles = (torch.fft.fftfreq(n, device=device) * n).abs()
     return torch.where(cycles < width, 0.5 + 0.5 * torch.cos(torch.pi * cycles / width), 0.0)

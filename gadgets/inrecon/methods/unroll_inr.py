@@ -17,7 +17,7 @@ from inrecon.methods.held_out import Best
 from inrecon.methods.linear import CGSense, data_consistent
 from inrecon.methods.method import InvalidHyperparameter, Method, announced, bounded, divergence, methods, tunable
 from inrecon.methods.network import Grid, NetworkSettings, build_network, check_encoder, surrounded
-from inrecon.methods.phase import in_phase, smooth_phase
+from inrecon.methods.phase import smooth_phase
 from inrecon.methods.total_variation import differences
 
 CHECK_EVERY = 10
@@ -38,9 +38,9 @@ class UnrollINR(Method):
     (`image_averaging`, 0 for the last iterate), which averages x as well. In each iteration a random `sample_dropout`
     of the samples is left out of the loss, and the encoder decays by `weight_decay_encoder` (Adam's own l2, not in the
     paper): only together, and with a large `dc_weight`, do they help. With `phase_width` > 0 the network's two outputs
-    are the parts of z in and out of phase with a low-resolution image (`smooth_phase`), the latter multiplied by
-    `imaginary_scale`. With `patience` > 0 the fit stops after that many checks on held-out samples without improvement
-    and goes on with the best z. The image is x of all samples, the network that of the training samples alone.
+    are the parts of z in and out of phase with a low-resolution image (`smooth_phase`). With `patience` > 0 the fit
+    stops after that many checks on held-out samples without improvement and goes on with the best z. The image is x of
+    all samples, the network that of the training samples alone.
     """
 
     learning_rate: float = tunable(1e-2, low=1e-4, high=5e-2, log=True)
@@ -62,7 +62,6 @@ class UnrollINR(Method):
     cg_iterations: int = bounded(8, low=1, high=1000)
     image_averaging: float = bounded(0.93, low=0.0, high=0.9999)
     phase_width: float = bounded(16.0, low=0.0, high=1e4)
-    imaginary_scale: float = tunable(0.4, low=0.05, high=1.0)
     patience: int = bounded(0, low=0, high=1000)
     seed: int = bounded(0, low=0, high=2**31 - 1)
 
@@ -93,7 +92,7 @@ class UnrollINR(Method):
 
     def _consistent(self, frame: Frame, prior: torch.Tensor) -> torch.Tensor:
         """x of Eq. (9) for a z."""
-        return data_consistent(frame, prior=prior, weight=self.dc_weight, iterations=CLOSING_ITERATIONS)
+        return data_consistent(frame, prior=prior, weights=[self.dc_weight], iterations=CLOSING_ITERATIONS)[0]
 
     def network_settings(self) -> NetworkSettings:
         """The fields that shape the network."""
@@ -184,7 +183,7 @@ class _Fit:
     def _rendered(self) -> torch.Tensor:
         """z, ``(rows, columns)``."""
         (image,) = self.network()
-        return in_phase(image, self.phase, imaginary_scale=self.method.imaginary_scale)
+        return image if self.phase is None else self.phase * image
 
     def _loss(self, image: torch.Tensor, predicted: torch.Tensor, *, tv_weight: float) -> torch.Tensor:
         """Eq. (11); `predicted` is A x of the image."""

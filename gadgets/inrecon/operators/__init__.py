@@ -2,6 +2,6 @@
 
 from inrecon.operators.cartesian import CartesianSense, displace_image
 from inrecon.operators.operator import LinearOperator
-from inrecon.operators.solve import conjugate_gradient
+from inrecon.operators.solve import conjugate_gradient, shifted_conjugate_gradients
 
-__all__ = ["CartesianSense", "LinearOperator", "conjugate_gradient", "displace_image"]
+__all__ = ["CartesianSense", "LinearOperator", "conjugate_gradient", "displace_image", "shifted_conjugate_gradients"]

@@ -10,7 +10,7 @@ import torch
 
 from inrecon.errors import FitDiverged
 from inrecon.frame import Frame, Reconstruction
-from inrecon.methods import BilevelINR, hold_out
+from inrecon.methods import BilevelINR, auto, hold_out
 from inrecon.methods.auto import CLASSICAL, Auto, convex_weights
 from inrecon.methods.total_variation import TotalVariation
 from inrecon.testing import MethodConformance, random_complex, relative_error, simulated_frame
@@ -179,6 +179,20 @@ def test_each_slice_is_weighed_by_itself(combined: Reconstruction) -> None:
     assert second.trial is not None
     assert first.validation_loss == judged_frame().loss(first.trial)
     assert second.validation_loss == other.loss(second.trial)
+
+
+@pytest.mark.parametrize("certain", [-1.0, 0.0, 1.2, 3.0, 50.0])
+def test_cg_sense_takes_the_place_of_what_is_not_certain(
+    candidates: dict[str, Reconstruction],
+    combined: Reconstruction,
+    certain: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three standard errors are certain enough; the frame of these tests is."""
+    monkeypatch.setattr(auto, "certainty", lambda *_, **__: certain)
+    share = min(max(certain / 3, 0.0), 1.0)
+    expected = share * combined.image + (1 - share) * candidates["cg_sense"].image
+    assert relative_error(QUICK.fit(judged_frame()).image, expected) < 1e-5
 
 
 def test_a_network_that_diverges_is_left_out(

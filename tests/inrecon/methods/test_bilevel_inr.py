@@ -104,12 +104,12 @@ def test_held_out_samples_have_no_part_in_the_trial_but_in_the_image(closing_wei
 
 def test_if_nothing_is_released_the_image_is_the_trial_made_consistent_with_all_samples() -> None:
     frame = judged_frame()
-    method = dataclasses.replace(WHOLE, released=0.0, noise_closing=0.0)
+    method = dataclasses.replace(WHOLE, released=0.0, closing_doublings=0)
     plain = method.fit(frame)
     assert torch.equal(plain.image, trial_of(plain))
     closed = dataclasses.replace(method, closing_weight=0.1).fit(frame)
     for part, image in ((frame, closed.image), (frame.training, trial_of(closed))):
-        expected = data_consistent(part, prior=plain.image, weight=0.1, iterations=15)
+        (expected,) = data_consistent(part, prior=plain.image, weights=[0.1], iterations=30)
         torch.testing.assert_close(image, expected)
 
 
@@ -284,7 +284,7 @@ def test_the_fit_is_announced() -> None:
     assert progress == [(25, 80), (50, 80), (60, 80), (80, 80)]
 
 
-UNAWARE = dataclasses.replace(QUICK, noise_decay=0.0, noise_closing=0.0)
+UNAWARE = dataclasses.replace(QUICK, noise_decay=0.0)
 
 
 def of_noise(level: float | None) -> Frame:
@@ -293,7 +293,7 @@ def of_noise(level: float | None) -> Frame:
 
 
 def test_noise_that_is_not_known_or_known_to_be_none_changes_nothing() -> None:
-    aware = dataclasses.replace(QUICK, noise_decay=1e6, noise_closing=1e6, closing_weight=0.1)
+    aware = dataclasses.replace(QUICK, noise_decay=1e6, closing_weight=0.1)
     expected = dataclasses.replace(UNAWARE, closing_weight=0.1).fit(of_noise(None)).image
     for level in (None, 0.0):
         assert torch.equal(aware.fit(of_noise(level)).image, expected)
@@ -308,18 +308,15 @@ def test_the_more_noise_the_smaller_the_image() -> None:
     assert torch.equal(UNAWARE.fit(of_noise(2e-2)).image, UNAWARE.fit(of_noise(None)).image)
 
 
-def test_decay_and_closing_weight_are_multiplied_by_what_the_share_of_noise_says() -> None:
+def test_the_decay_is_multiplied_by_what_the_share_of_noise_says() -> None:
     frame = of_noise(2e-2)
     q = frame.noise_share
     assert 0.001 < q < 0.5
-    method = dataclasses.replace(
-        UNAWARE, weight_decay_encoder=1e-4, closing_weight=0.01, noise_decay=2 / q, noise_closing=3 / q
-    )
-    by_hand = dataclasses.replace(UNAWARE, weight_decay_encoder=5e-4, closing_weight=0.04)
+    method = dataclasses.replace(UNAWARE, weight_decay_encoder=1e-4, noise_decay=2 / q)
+    by_hand = dataclasses.replace(UNAWARE, weight_decay_encoder=5e-4)
     torch.testing.assert_close(method.fit(frame).image, by_hand.fit(frame).image, rtol=1e-3, atol=1e-5)
-    for field in ("noise_decay", "noise_closing"):
-        without = dataclasses.replace(method, **{field: 0.0})
-        assert relative_error(without.fit(frame).image, by_hand.fit(frame).image) > 0.01
+    without = dataclasses.replace(method, noise_decay=0.0)
+    assert relative_error(without.fit(frame).image, by_hand.fit(frame).image) > 0.01
 
 
 def test_the_finest_level_is_the_first_of_so_many_vertices_a_pixel() -> None:

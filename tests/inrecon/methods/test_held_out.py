@@ -7,8 +7,9 @@ import torch
 
 from inrecon.frame import Frame
 from inrecon.methods import hold_out
+from inrecon.methods.held_out import certainty
 from inrecon.operators import CartesianSense
-from inrecon.testing import smooth_maps, smooth_object
+from inrecon.testing import random_complex, smooth_maps, smooth_object
 
 ROWS, COLUMNS = 72, 40
 NEAR = 2
@@ -92,7 +93,7 @@ def test_of_a_scan_of_lines_whole_stretches_are_held_out(mask: torch.Tensor, fra
     # The centre is in the first stretch and, by its negative frequencies, in the last, of five lines.
     candidates = int(sampled.any(2).sum()) - 5 * 2
     if sampled.all(0)[1:-1].all():
-        assert int(taken.any(2).sum()) == max(2, round(fraction * candidates))
+        assert int(taken.any(2).sum()) == max(min(16, int(0.2 * candidates)), round(fraction * candidates))
 
 
 @SCANS
@@ -161,3 +162,29 @@ def test_a_small_scan_that_was_judged_is_no_more() -> None:
 def test_data_of_zeros_judge_nothing() -> None:
     frame = frame_of(lines())
     assert hold_out(dataclasses.replace(frame, kspace=0 * frame.kspace), 0.05, seed=0).held_out is None
+
+
+def judged_in_runs(*runs: tuple[int, int, int]) -> Frame:
+    """A frame of which those ``(line, first, end)`` are held out."""
+    frame = frame_of(lines())
+    held = torch.zeros_like(frame.operator.sampled)
+    for line, first, end in runs:
+        held[line, first:end] = True
+    return dataclasses.replace(frame, held_out=held)
+
+
+def test_certainty_is_the_t_statistic_of_the_gains_of_runs() -> None:
+    """By hand, also for runs that begin or end a line, or follow each other from the end of one line to the next."""
+    frame = judged_in_runs((0, 24, 40), (1, 0, 16), (1, 20, 23), (7, 5, 6))
+    worse, better = random_complex(2, 2 * 36, seed=1)
+    gains = (worse.abs() ** 2 - better.abs() ** 2).view(2, 36).sum(0)
+    runs = torch.stack([part.sum() for part in gains.split([16, 16, 3, 1])])
+    expected = runs.mean() / (runs.std() / 4**0.5)
+    assert certainty(frame, worse=worse, better=better) == pytest.approx(float(expected), rel=1e-5)
+    assert certainty(frame, worse=better, better=worse) == pytest.approx(-float(expected), rel=1e-5)
+
+
+def test_one_run_or_none_makes_nothing_certain() -> None:
+    worse, better = random_complex(2, 2 * 9, seed=1)
+    assert certainty(judged_in_runs((3, 4, 13)), worse=worse, better=better) == 0
+    assert certainty(frame_of(lines()), worse=worse, better=better) == 0
