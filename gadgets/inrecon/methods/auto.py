@@ -18,7 +18,7 @@ from inrecon.methods.method import Method, methods, or_error
 from inrecon.methods.total_variation import TotalVariation
 from inrecon.methods.wavelet import L1Wavelet
 
-CERTAIN = 3.0
+CERTAIN = 2.0
 CLASSICAL: dict[str, Method] = {"cg_sense": CGSense(), "tv": TotalVariation(), "l1_wavelet": L1Wavelet()}
 
 

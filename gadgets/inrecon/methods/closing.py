@@ -10,7 +10,7 @@ from inrecon.frame import Frame
 from inrecon.methods.linear import data_consistent
 
 ITERATIONS = 30
-TOLERANCE = 0.05
+TOLERANCE = 0.02
 
 
 def closed(
@@ -20,7 +20,7 @@ def closed(
     that was made of them alone.
 
     The weight is one of `weights`, which rise: the smallest whose loss on the held-out samples, beyond what their noise
-    makes of it, is within 5 % of the least. The smallest, because the losses favour large weights: an image
+    makes of it, is within 2 % of the least. The smallest, because the losses favour large weights: an image
     made without some of the samples needs its prior more than the one that is sent. Without a `tried` it is the middle
     one.
     """

@@ -181,16 +181,16 @@ def test_each_slice_is_weighed_by_itself(combined: Reconstruction) -> None:
     assert second.validation_loss == other.loss(second.trial)
 
 
-@pytest.mark.parametrize("certain", [-1.0, 0.0, 1.2, 3.0, 50.0])
+@pytest.mark.parametrize("certain", [-1.0, 0.0, 1.2, 2.0, 50.0])
 def test_cg_sense_takes_the_place_of_what_is_not_certain(
     candidates: dict[str, Reconstruction],
     combined: Reconstruction,
     certain: float,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Three standard errors are certain enough; the frame of these tests is."""
+    """Two standard errors are certain enough; the frame of these tests is."""
     monkeypatch.setattr(auto, "certainty", lambda *_, **__: certain)
-    share = min(max(certain / 3, 0.0), 1.0)
+    share = min(max(certain / 2, 0.0), 1.0)
     expected = share * combined.image + (1 - share) * candidates["cg_sense"].image
     assert relative_error(QUICK.fit(judged_frame()).image, expected) < 1e-5
 
