@@ -213,8 +213,8 @@ class Frame:
 
     `kspace` in the range of `operator` (its own layout, see `operator.arrange`), scaled as in `Measurement`;
     `maps` on the image grid; `noise_level` the standard deviation of a complex k-space sample, or None. `held_out`
-    ``(lines, columns)`` bool marks acquired samples, all coils together, that judge a fit and must have no part in
-    it: fit `training`, judge by `loss`.
+    ``(lines, columns)`` bool marks acquired samples, all coils together, that judge a fit: a `trial` is made of
+    `training` and judged by `loss`, the image that is sent is made of all samples.
     """
 
     kspace: torch.Tensor
@@ -260,11 +260,12 @@ class Frame:
         return self._weighed(self.operator.forward(image) - self.kspace)
 
     def loss(self, image: torch.Tensor) -> float | None:
-        """Weighted error of `image` on the held-out samples, relative to that of no image; None if none are held out.
+        """Weighted error of `image` on the held-out samples, relative to that of no image.
 
-        1 is an image of zeros; what noise there is in the samples bounds it from below.
+        1 is an image of zeros; what noise there is in the samples bounds it from below. None if no samples are held
+        out, or those that are hold nothing.
         """
-        if self.held_out is None:
+        if self.held_out is None or not self.kspace[:, self.held_out].any():
             return None
         error, nothing = self.residuals(image), self._weighed(self.kspace)
         return float(error.abs().square().sum() / nothing.abs().square().sum())
@@ -272,7 +273,7 @@ class Frame:
     @property
     def noise_loss(self) -> float:
         """The part of `loss` that is the noise of the held-out samples themselves; 0 where it is not known."""
-        if self.held_out is None or self.noise_level is None:
+        if self.held_out is None or self.noise_level is None or not self.kspace[:, self.held_out].any():
             return 0.0
         noise = self._weighed(self.kspace.new_full(self.kspace.shape, self.noise_level))
         nothing = self._weighed(self.kspace)

@@ -35,7 +35,7 @@ from inrecon.frame import (
 )
 from inrecon.hyperparams import HyperparameterFiles, Resolved
 from inrecon.image import to_image
-from inrecon.methods import BilevelINR, CGSense, Method, hold_out
+from inrecon.methods import Auto, CGSense, Method, hold_out
 from inrecon.operators import CartesianSense
 
 HELD_OUT = 0.05
@@ -147,7 +147,8 @@ def coil_maps(measurement: Measurement, index: int, *, fallbacks: list[str]) -> 
 
 
 def _guarded(frame: Frame, fit: Reconstruction | InreconError, *, fallbacks: list[str]) -> Reconstruction:
-    """`fit`, or CG-SENSE's image if the fit diverged or is further than CG-SENSE from the samples held out."""
+    """`fit`, or CG-SENSE's image if the fit diverged or, by a judgement of its own, is further than CG-SENSE from the
+    samples held out."""
     if isinstance(fit, InreconError):
         _fall_back("fit", f"{fit}; CG-SENSE instead", fallbacks)
         return CGSense().fit(frame)
@@ -267,5 +268,6 @@ def warm_up(device: str) -> None:
     operator = CartesianSense(csm, support)
     kspace = operator.forward(csm[0])
     maps = CoilMaps(csm=csm, support=support, estimated_by="espirit")
-    BilevelINR(iterations=2, levels=2).fit(Frame(kspace=kspace, operator=operator, maps=maps, noise_level=None))
+    frame = Frame(kspace=kspace, operator=operator, maps=maps, noise_level=None)
+    Auto(iterations=2, levels=2).fit(hold_out(frame, HELD_OUT, seed=0))
     _synchronise(kspace.device)

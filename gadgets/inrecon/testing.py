@@ -13,8 +13,10 @@ import dataclasses
 import torch
 
 from inrecon.encoders import Encoder, EncoderSettings, encoders, pixel_centres
+from inrecon.errors import InreconError
 from inrecon.frame import CoilMaps, Frame
-from inrecon.methods import Method, build, methods, tunable_fields
+from inrecon.methods import Method, build, hold_out, methods, tunable_fields
+from inrecon.methods.method import or_error
 from inrecon.operators import CartesianSense, LinearOperator
 
 
@@ -194,6 +196,20 @@ class MethodConformance:
         """Error below 0.45 of the truth's norm, intensity included: as much as a short fit may leave."""
         frame, truth = simulated_frame()
         assert relative_error(self.method.fit(frame).image, truth) < 0.45
+
+    def test_is_judged_by_the_samples_held_out(self) -> None:
+        """`judged` gives a finite trial and its loss, or neither; also where lines are held out as a whole."""
+        for columns in (24, 9):
+            frame = hold_out(simulated_frame(64, columns)[0], 0.3, seed=0)
+            assert frame.held_out is not None
+            result = or_error(self.method.judged, frame)
+            if isinstance(result, InreconError):  # as `fit` may
+                continue
+            if result.trial is None:
+                assert result.validation_loss is None
+                continue
+            assert torch.isfinite(torch.view_as_real(result.trial)).all()
+            assert result.validation_loss == frame.loss(result.trial)
 
     def test_builds_from_its_own_values(self) -> None:
         """Every field can be written to a file and read back."""

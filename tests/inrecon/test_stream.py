@@ -246,10 +246,13 @@ def test_auto_sends_an_image_without_the_network_if_that_diverges(
         return [FitDiverged("bilevel_inr diverged: tested here") for _ in frames]
 
     monkeypatch.setattr(BilevelINR, "fit_slices", diverge)
-    (report,) = images_of(scan, Request(), hyperparameters)[0].reports
+    heard: list[Event] = []
+    with listening(heard.append):
+        (report,) = images_of(scan, Request(), hyperparameters)[0].reports
     assert report["fallback"] is None
-    assert report["remark"]
-    assert "bilevel_inr" not in report["remark"]
+    assert report["remark"].endswith("without bilevel_inr: bilevel_inr diverged: tested here")
+    reasons = [event.reason for event in heard if isinstance(event, FallBack)]
+    assert reasons == ["bilevel_inr diverged: tested here; auto goes on without it"]
 
 
 def test_a_diverged_fit_gives_cg_sense_marked_as_such(

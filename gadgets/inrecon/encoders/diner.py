@@ -31,10 +31,10 @@ class Diner(Encoder):
         self.features = settings.features_per_level
         # Uniform in +-1e-4 like the grids' tables, so that an ablation changes the encoder only.
         shape = (counts.pop(), self.features)
-        initial = torch.stack([torch.rand(shape, generator=generator) for generator in generators]) * 2e-4 - 1e-4
-        self.table = torch.nn.Parameter(initial.to(point_sets[0].device))
+        initial = [torch.rand(shape, generator=generator) * 2e-4 - 1e-4 for generator in generators]
+        self.tables = torch.nn.ParameterList(table.to(point_sets[0].device) for table in initial)
 
     def forward(self, which: int = 0) -> torch.Tensor:
         """``(members, points, features_per_level)``, the same for every set."""
         del which
-        return self.table
+        return torch.stack(list(self.tables))

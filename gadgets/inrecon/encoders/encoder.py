@@ -28,16 +28,21 @@ class Encoder(torch.nn.Module, ABC):
     """Maps from points ``(points, dimensions)`` in (0, 1) to features ``(members, points, features)``.
 
     One or several sets of points are given when it is made and never change, so whatever depends on them alone is
-    computed once; the parameters are shared by all sets. Members are independent of one another, each with parameters
-    of its own: many fits in one.
+    computed once; the parameters are shared by all sets. Members are independent of one another, each with a parameter
+    of its own in `tables` (none of them, if the encoder has nothing to fit): many fits in one.
     """
 
     features: int
     backend: str = "torch"
+    tables: torch.nn.ParameterList
 
     @abstractmethod
     def forward(self, which: int = 0) -> torch.Tensor:
         """Features of point set number `which`, ``(members, points, features)`` float32."""
+
+    def keep(self, members: Sequence[int]) -> None:
+        """Go on with these members alone, in this order."""
+        self.tables = torch.nn.ParameterList(self.tables[member] for member in members)
 
 
 class EncoderFactory(Protocol):

@@ -14,11 +14,17 @@ class _Fixed(Encoder):
     def __init__(self, encoded: list[torch.Tensor], *, members: int) -> None:
         super().__init__()
         self.features = encoded[0].shape[1]
-        self._encoded = [features.expand(members, -1, -1) for features in encoded]
+        self.tables = torch.nn.ParameterList()
+        self._encoded = encoded
+        self._members = members
 
     def forward(self, which: int = 0) -> torch.Tensor:
         """``(members, points, features)``, the same for each member."""
-        return self._encoded[which]
+        return self._encoded[which].expand(self._members, -1, -1)
+
+    def keep(self, members: Sequence[int]) -> None:
+        """As many members as that: they are all alike."""
+        self._members = len(members)
 
 
 @encoders.register("identity")

@@ -84,20 +84,21 @@ def interpolation_entries(
 
 
 class _SparseProduct(torch.autograd.Function):
-    """matrix @ table with the transpose given, so that the gradient is a sparse product as well."""
+    """matrix @ the tables side by side, with the transpose given: so the gradient is a sparse product as well."""
 
     @staticmethod
-    def forward(ctx: Any, table: torch.Tensor, matrix: torch.Tensor, transpose: torch.Tensor) -> torch.Tensor:
-        ctx.transpose = transpose
-        return matrix @ table
+    def forward(ctx: Any, matrix: torch.Tensor, transpose: torch.Tensor, *tables: torch.Tensor) -> torch.Tensor:
+        ctx.transpose, ctx.widths = transpose, [table.shape[1] for table in tables]
+        return matrix @ (torch.cat(tables, 1) if len(tables) > 1 else tables[0])
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return ctx.transpose @ gradients[0].contiguous(), None, None
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        gradient = ctx.transpose @ gradients[0].contiguous()
+        return None, None, *(part.contiguous() for part in gradient.split(ctx.widths, 1))
 
 
 class _Grid(Encoder):
-    """A table of features and, for each set of points, the constant matrix that interpolates it."""
+    """A table of features a member and, for each set of points, the constant matrix that interpolates it."""
 
     def __init__(
         self,
@@ -125,31 +126,26 @@ class _Grid(Encoder):
             for indices, weights in found
         ]
         # Drawn in the full layout: the same seed gives the same features wherever the points are.
-        self._members = len(generators)
         initial = [torch.rand(self.entries, self._width, generator=generator) for generator in generators]
-        compacted = torch.stack([table.to(used.device)[self.touched] for table in initial], 1) * 2e-4 - 1e-4
-        self._compact = torch.nn.Parameter(compacted.flatten(1))
+        self.tables = torch.nn.ParameterList(table.to(used.device)[self.touched] * 2e-4 - 1e-4 for table in initial)
 
     def forward(self, which: int = 0) -> torch.Tensor:
         """``(members, points, levels * features_per_level)``, level by level."""
         product: torch.Tensor = _SparseProduct.apply(  # type: ignore[no-untyped-call]
-            self._compact, *self._products[which]
+            *self._products[which], *self.tables
         )
         levels = self.features // self._width
-        return product.view(-1, levels, self._members, self._width).permute(2, 0, 1, 3).flatten(2)
+        return product.view(-1, levels, len(self.tables), self._width).permute(2, 0, 1, 3).flatten(2)
 
     def table(self, member: int = 0) -> torch.Tensor:
         """All ``(entries, features_per_level)`` of one member in tinycudann's order; untouched entries are zero."""
-        full = self._compact.new_zeros(self.entries, self._width)
-        return full.index_copy(0, self.touched, self._of(member))
+        full = self.tables[member].new_zeros(self.entries, self._width)
+        return full.index_copy(0, self.touched, self.tables[member])
 
     def load_table(self, table: torch.Tensor, member: int = 0) -> None:
         """Take a member's touched entries from a full `table`, as `table()` or tinycudann gives it."""
         with torch.no_grad():
-            self._of(member).copy_(table.view(self.entries, self._width)[self.touched])
-
-    def _of(self, member: int) -> torch.Tensor:
-        return self._compact[:, member * self._width : (member + 1) * self._width]
+            self.tables[member].copy_(table.view(self.entries, self._width)[self.touched])
 
 
 class HashGrid(_Grid):

@@ -55,6 +55,7 @@ class TinyCudaHashGrid(Encoder):
             tinycudann.Encoding(n_input_dims=dimensions, encoding_config=config, dtype=torch.float32)
             for _ in generators
         )
+        self.tables = torch.nn.ParameterList(encoding.get_parameter("params") for encoding in self._encodings)
         for member, generator in enumerate(generators):
             self.load_table(torch.rand(self.entries, self._width, generator=generator) * 2e-4 - 1e-4, member)
         self._point_sets = list(point_sets)
@@ -63,12 +64,16 @@ class TinyCudaHashGrid(Encoder):
         """``(members, points, levels * features_per_level)``."""
         return torch.stack([encoding(self._point_sets[which]) for encoding in self._encodings])
 
+    def keep(self, members: Sequence[int]) -> None:
+        """Go on with these members alone, in this order."""
+        self._encodings = torch.nn.ModuleList(self._encodings[member] for member in members)
+        super().keep(members)
+
     def table(self, member: int = 0) -> torch.Tensor:
         """All ``(entries, features_per_level)`` of one member."""
-        return self._encodings[member].get_parameter("params").detach().view(self.entries, self._width)
+        return self.tables[member].detach().view(self.entries, self._width)
 
     def load_table(self, table: torch.Tensor, member: int = 0) -> None:
         """Take a full `table` for one member."""
-        parameters = self._encodings[member].get_parameter("params")
         with torch.no_grad():
-            parameters.copy_(table.to(parameters.device).flatten())
+            self.tables[member].copy_(table.to(self.tables[member].device).flatten())

@@ -1,20 +1,22 @@
-"""The INR and what needs no network, weighed against each other by samples that none of them has seen."""
+"""The INR and what needs no network, weighed against each other by samples that none of their trials was made of."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 import math
+import time
 from collections.abc import Sequence
 
 import torch
 
 from inrecon.errors import InreconError
+from inrecon.events import FallBack, observe
 from inrecon.frame import Frame, Reconstruction
 from inrecon.methods.bilevel_inr import BilevelINR
 from inrecon.methods.held_out import certainty
 from inrecon.methods.linear import CGSense
-from inrecon.methods.method import Method, methods, or_error
+from inrecon.methods.method import Method, announced, methods, or_error
 from inrecon.methods.total_variation import TotalVariation
 from inrecon.methods.wavelet import L1Wavelet
 
@@ -30,15 +32,19 @@ class Auto(BilevelINR):
     The weights minimise the error on the held-out samples (stacking: Wolpert, Neural Networks 1992; Breiman, Machine
     Learning 1996), so a candidate that fails gets none. As far as it is not certain that this is better than CG-SENSE
     (by `CERTAIN` standard errors of the difference, held-out stretches being the sample), CG-SENSE takes the place of
-    the rest. A frame without held-out samples gets the INR alone.
+    the rest. A frame without held-out samples gets the INR alone. A candidate that fails is announced as a `FallBack`
+    and named in the remark; iterations, losses and backend are those of the candidate with the largest weight.
     """
 
     def fit_slices(self, frames: Sequence[Frame]) -> list[Reconstruction | InreconError]:
-        """Each of `frames`; a network that diverges is left out, so there is always an image."""
+        """Each of `frames`; an error only where the network fails and nothing judges, or no candidate is left."""
+        started = time.perf_counter()
         networks = super().fit_slices(frames)
-        return [self._combined(frame, network) for frame, network in zip(frames, networks, strict=True)]
+        return [self._combined(frame, network, started) for frame, network in zip(frames, networks, strict=True)]
 
-    def _combined(self, frame: Frame, network: Reconstruction | InreconError) -> Reconstruction | InreconError:
+    def _combined(
+        self, frame: Frame, network: Reconstruction | InreconError, started: float
+    ) -> Reconstruction | InreconError:
         if frame.held_out is None:
             return network
         tried = {"bilevel_inr": network}
@@ -46,6 +52,9 @@ class Auto(BilevelINR):
         candidates = {name: fit for name, fit in tried.items() if isinstance(fit, Reconstruction) and _has_loss(fit)}
         if not candidates:
             return network
+        failed = {name: fit for name, fit in tried.items() if isinstance(fit, InreconError)}
+        for error in failed.values():
+            observe(FallBack(room="fit", reason=f"{error}; auto goes on without it"))
         trials = torch.stack([candidate.trial for candidate in candidates.values() if candidate.trial is not None])
         residuals = torch.stack([frame.residuals(trial) for trial in trials])
         weights = convex_weights(residuals)
@@ -59,13 +68,15 @@ class Auto(BilevelINR):
         best = max(zip(weights, candidates.values(), strict=True), key=lambda pair: pair[0])[1]
         parts = [f"{w:.2f} {name}" for w, name in zip(weights, candidates, strict=True) if w >= 0.005]
         losses = [f"{name} {candidate.validation_loss:.4g}" for name, candidate in candidates.items()]
-        return dataclasses.replace(
+        without = "".join(f"; without {name}: {error}" for name, error in failed.items())
+        result = dataclasses.replace(
             best,
             image=image,
             trial=trial,
             validation_loss=frame.loss(trial),
-            remark=f"{' + '.join(parts)} (held-out losses: {', '.join(losses)})",
+            remark=f"{' + '.join(parts)} (held-out losses: {', '.join(losses)}){without}",
         )
+        return announced(result, method="auto", started=started)
 
 
 def convex_weights(residuals: torch.Tensor) -> list[float]:
@@ -78,7 +89,8 @@ def convex_weights(residuals: torch.Tensor) -> list[float]:
     exact = residuals.to(torch.complex128)
     products = (exact @ exact.mH).real.cpu()
     # Of candidates that agree, any share is as good, and of those without error as well: a trace of a ridge decides.
-    products.diagonal().add_(1e-12 * (float(products.trace()) or 1.0))
+    ridge = 1e-12 * products.diagonal()
+    products.diagonal().add_(ridge.where(ridge > 0, 1e-12))
     best, answer = float("inf"), [0.0] * count
     for size in range(1, count + 1):
         for chosen in itertools.combinations(range(count), size):

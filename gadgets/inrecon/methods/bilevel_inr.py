@@ -14,8 +14,9 @@ from inrecon.encoders import EncoderSettings
 from inrecon.errors import FitDiverged, InreconError
 from inrecon.frame import Frame, Reconstruction
 from inrecon.methods.closing import closed, weights_around
+from inrecon.methods.held_out import Best
 from inrecon.methods.lower_level import LowerLevel
-from inrecon.methods.method import InvalidHyperparameter, Method, announced, bounded, divergence, methods, tunable
+from inrecon.methods.method import Method, announced, bounded, divergence, methods, tunable
 from inrecon.methods.network import Activation, NetworkSettings, check_encoder
 from inrecon.operators.cartesian import Offset
 
@@ -40,15 +41,17 @@ class BilevelINR(Method):
     0 the iterations take turns at pixel centres moved by that part of a pixel, one way and the other along the
     diagonal: the image is one continuous function and must fit at both. With `phase_width` > 0 the network's two
     outputs are the parts of the image in and out of phase with a low-resolution image (`smooth_phase`): what the phase
-    of a smooth field explains costs the network nothing. A grid has no level beyond the first of `finest_level`
-    vertices a pixel. `members` networks of different seeds are fitted at once and their images averaged.
+    of a smooth field explains costs the network nothing. The encoder has no level beyond the first of `finest_level`
+    vertices of a grid a pixel. `members` networks of different seeds are fitted at once and their images averaged.
     `closing_weight` > 0 ends with min |A x - y|^2 + weight |x - x_INR|^2, the weight chosen by held-out samples from up
     to `closing_doublings` times smaller to as many times larger (`methods.closing`). Where samples are held out, the
     last `released` part of the iterations sees them as well, after they have judged the fit. With `patience` > 0 the
-    judged part ends after that many checks without improvement, its best image being the trial.
+    judged part ends after that many checks without improvement, its best image being the trial; where nothing judges,
+    it has no effect.
 
     Where the noise is known, with q its variance over the mean of |y|^2, the encoder's decay is multiplied by
-    1 + (noise_decay q)^2: one setting for scans of all noise levels.
+    1 + (noise_decay q)^2: one setting for scans of all noise levels. Slices that are fitted together have the decay of
+    a typical one, and stop together.
     """
 
     learning_rate: float = tunable(9.3e-3, low=1e-5, high=5e-2, log=True, symbol="tau")
@@ -85,8 +88,7 @@ class BilevelINR(Method):
         check_encoder("bilevel_inr", self.encoder)
 
     def fit(self, frame: Frame) -> Reconstruction:
-        """Fit `frame`; raises `FitDiverged` when loss or image are not finite, or the fit ends worse than it began,
-        and `InvalidHyperparameter` when `patience` has no held-out samples to judge by."""
+        """Fit `frame`; raises `FitDiverged` when loss or image are not finite, or the fit ends worse than it began."""
         (result,) = self.fit_slices([frame])
         if isinstance(result, InreconError):
             raise result
@@ -99,19 +101,45 @@ class BilevelINR(Method):
         return [result for batch in batches for result in self._fit_batch(batch)]
 
     def _fit_batch(self, frames: Sequence[Frame]) -> list[Reconstruction | InreconError]:
-        if self.patience and frames[0].held_out is None:
-            raise InvalidHyperparameter("bilevel_inr.patience needs samples to judge by, and none are held out")
         started = time.perf_counter()
-        fit = LowerLevel(self, frames)
+        members = [dataclasses.replace(self, seed=self.seed + member) for member in range(self.members)]
+        fit = LowerLevel(members, frames)
         try:
-            stopped_by = fit.run()
+            trials, stopped_by = self._judged_part(fit, frames)
+            done = len(fit.history)
+            whole = self.iterations if stopped_by == "iterations" else round(done / (1 - self.released))
+            images = self._released_part(fit, trials, iterations=whole - done)
         except FitDiverged as error:
             return [error] * len(frames)
         backend = f"{self.encoder} by {fit.network.encoder.backend}"
         return [
             self._closed(frame, prior, trial, losses, stopped_by=stopped_by, backend=backend, started=started)
-            for frame, prior, trial, losses in zip(frames, fit.images(), fit.trials, fit.losses(), strict=True)
+            for frame, prior, trial, losses in zip(frames, images, trials, fit.losses(), strict=True)
         ]
+
+    def _judged_part(self, fit: LowerLevel, frames: Sequence[Frame]) -> tuple[list[torch.Tensor | None], str]:
+        """Iterate without the held-out samples: each slice's image, its best one with `patience`; why it stopped."""
+        if all(frame.held_out is None for frame in frames):
+            return [None] * len(frames), "iterations"
+        best, stopped_by = [Best() for _ in frames], "iterations"
+        for _ in fit.iterate(max(1, round(self.iterations * (1 - self.released)))):
+            images = fit.images().mean(1)
+            judged = zip(best, frames, images, strict=True)
+            if self.patience and min(b.update(frame.loss(x), x) for b, frame, x in judged) >= self.patience:
+                stopped_by = "held-out samples"
+                break
+        return [image if b.image is None else b.image for b, image in zip(best, images, strict=True)], stopped_by
+
+    def _released_part(
+        self, fit: LowerLevel, trials: Sequence[torch.Tensor | None], *, iterations: int
+    ) -> Sequence[torch.Tensor]:
+        """Iterate on all samples: each slice's image, which is its trial if no iteration sees them all."""
+        fit.release()
+        for _ in fit.iterate(iterations):
+            pass
+        images = fit.images().mean(1)
+        kept = self.released == 0
+        return [trial if kept and trial is not None else image for trial, image in zip(trials, images, strict=True)]
 
     def _closed(
         self,
@@ -125,8 +153,9 @@ class BilevelINR(Method):
         started: float,
     ) -> Reconstruction | InreconError:
         """The reconstruction from a network's images: of all samples, and of those not held out."""
-        if (error := divergence("bilevel_inr", prior, losses)) is not None:
-            return error
+        for image in (prior, tried):
+            if image is not None and (error := divergence("bilevel_inr", image, losses)) is not None:
+                return error
         image, trial = prior, tried
         if self.closing_weight > 0:
             image, trial = closed(

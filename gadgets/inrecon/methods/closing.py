@@ -21,18 +21,19 @@ def closed(
 
     The weight is one of `weights`, which rise: the smallest whose loss on the held-out samples, beyond what their noise
     makes of it, is within 2 % of the least. The smallest, because the losses favour large weights: an image
-    made without some of the samples needs its prior more than the one that is sent. Without a `tried` it is the middle
-    one.
+    made without some of the samples needs its prior more than the one that is sent. Where nothing judges it is the
+    middle one.
     """
-    if tried is None:
-        middle = weights[len(weights) // 2]
-        return data_consistent(frame, prior=prior, weights=[middle], iterations=ITERATIONS)[0], None
-    trials = data_consistent(frame.training, prior=tried, weights=weights, iterations=ITERATIONS)
-    excess = [(frame.loss(trial) or 0.0) - frame.noise_loss for trial in trials]
-    least = min(excess)
-    chosen = next(i for i, loss in enumerate(excess) if loss <= least + TOLERANCE * max(least, 0.0))
-    image = data_consistent(frame, prior=prior, weights=[weights[chosen]], iterations=ITERATIONS)[0]
-    return image, trials[chosen]
+    chosen, trial = len(weights) // 2, None
+    if tried is not None:
+        trials = data_consistent(frame.training, prior=tried, weights=weights, iterations=ITERATIONS)
+        losses = [frame.loss(image) for image in trials]
+        excess = [loss - frame.noise_loss for loss in losses if loss is not None]
+        if excess:
+            tolerated = min(excess) + TOLERANCE * max(min(excess), 0.0)
+            chosen = next(i for i, loss in enumerate(excess) if loss <= tolerated)
+        trial = trials[chosen]
+    return data_consistent(frame, prior=prior, weights=[weights[chosen]], iterations=ITERATIONS)[0], trial
 
 
 def weights_around(middle: float, doublings: int) -> list[float]:

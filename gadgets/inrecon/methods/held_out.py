@@ -11,6 +11,7 @@ CENTRE = 2
 FEWEST = 16
 LARGEST_SHARE = 0.2
 FEWEST_LEFT = 8
+FEWEST_CERTAIN = 8
 
 
 def hold_out(frame: Frame, fraction: float, *, seed: int) -> Frame:
@@ -18,17 +19,18 @@ def hold_out(frame: Frame, fraction: float, *, seed: int) -> Frame:
     where that is no more than a fifth, and at least two.
 
     Stretches, because a single sample is told by its neighbours in the same readout, and losses on samples strewn over
-    lines rank images badly; not whole lines, whose loss opens a hole right across k-space that the scan does not have.
-    Where lines are not sampled alike each point is a readout of its own (two phase encodings) and stands alone. The
-    innermost 5 x 5 samples stay; where fewer than 8 stretches would be left, or all data are zero, none is held out.
-    Drawn on the CPU by a generator of its own: a seed holds out the same samples on every device and for every method.
+    lines rank images badly; not whole lines, whose loss opens a hole right across k-space that the scan does not have
+    (of short lines a stretch is at most half). Where lines have gaps each point is a readout of its own (two phase
+    encodings) and stands alone. The innermost 5 x 5 samples stay; where fewer than 8 stretches would be left, none is
+    held out. Drawn on the CPU by a generator of its own, and whatever the data are: a seed holds out the same samples
+    on every device, for every method and in every slice.
     """
     sampled = frame.operator.sampled.cpu()
-    length = STRETCH if bool((sampled == sampled[:1]).all()) else 1
+    length = min(STRETCH, sampled.shape[1] // 2) if _without_gaps(frame.operator.mask) else 1
     stretches = _in_stretches(sampled, length)
     candidates = (stretches.any(2) & ~_in_stretches(_centre(frame).cpu(), length).any(2)).nonzero()
     count = max(round(fraction * len(candidates)), min(FEWEST, int(LARGEST_SHARE * len(candidates))))
-    if frame.power == 0 or count < 2 or len(candidates) - count < FEWEST_LEFT:
+    if count < 2 or len(candidates) - count < FEWEST_LEFT:
         return dataclasses.replace(frame, held_out=None)
     chosen = candidates[torch.randperm(len(candidates), generator=torch.Generator().manual_seed(seed))[:count]]
     taken = torch.zeros_like(stretches)
@@ -40,7 +42,9 @@ def hold_out(frame: Frame, fraction: float, *, seed: int) -> Frame:
 def certainty(frame: Frame, *, worse: torch.Tensor, better: torch.Tensor) -> float:
     """By how many standard errors the mean of |worse|^2 is above that of |better|^2, residuals of two images.
 
-    Neighbours in a readout err alike, so what counts as one is a run of held-out samples. 0 if there is but one.
+    Neighbours in a readout err alike, so what counts as one is a run of held-out samples. Of fewer than 8 runs the
+    standard error is worth nothing, and so is the answer: 0. If an image has been chosen by these samples, it is less
+    certain than this says.
     """
     if frame.held_out is None:
         return 0.0
@@ -49,7 +53,7 @@ def certainty(frame: Frame, *, worse: torch.Tensor, better: torch.Tensor) -> flo
     run = (begins.flatten().cumsum(0) - 1).view_as(begins)[frame.held_out]
     gains = torch.zeros(int(begins.sum()), dtype=torch.float64, device=gain.device)
     gains.index_add_(0, run, gain.double())
-    if len(gains) < 2:
+    if len(gains) < FEWEST_CERTAIN:
         return 0.0
     return float(gains.mean() / (gains.std() / len(gains) ** 0.5).clamp(min=1e-30))
 
@@ -69,6 +73,12 @@ class Best:
         else:
             self._since += 1
         return self._since
+
+
+def _without_gaps(mask: torch.Tensor) -> bool:
+    """Whether the samples of each row of the centred `mask` follow one another, as those of a readout do."""
+    begins = mask & ~torch.nn.functional.pad(mask, (1, 0))[:, :-1]
+    return int(begins.sum(1).max()) <= 1
 
 
 def _in_stretches(marked: torch.Tensor, length: int) -> torch.Tensor:

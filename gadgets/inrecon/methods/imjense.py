@@ -13,10 +13,9 @@ from inrecon.encoders import pixel_centres
 from inrecon.errors import FitDiverged
 from inrecon.events import FitProgressed, observe
 from inrecon.frame import Frame, Reconstruction
-from inrecon.methods.linear import data_consistent
+from inrecon.methods.closing import closed
 from inrecon.methods.method import Method, announced, bounded, divergence, methods, tunable
 from inrecon.methods.network import surrounded
-from inrecon.operators import CartesianSense
 
 CHECK_EVERY = 25
 
@@ -63,8 +62,8 @@ class Imjense(Method):
         if (error := divergence("imjense", image, losses)) is not None:
             raise error
         if self.closing_weight > 0:
-            fitted = dataclasses.replace(frame, operator=CartesianSense(maps, frame.operator.mask))
-            image = data_consistent(fitted, prior=image, weights=[self.closing_weight], iterations=15)[0]
+            fitted = dataclasses.replace(frame, operator=frame.operator.with_maps(maps))
+            image, _ = closed(fitted, image, None, weights=[self.closing_weight])
         result = Reconstruction(image=image, iterations=len(losses), stopped_by="iterations", losses=tuple(losses))
         return announced(result, method="imjense", started=started)
 
@@ -118,7 +117,7 @@ class _Fit:
         self.frame = frame
         operator, csm = frame.operator, frame.maps.csm
         # One flat map serves every coil image, the coils a batch: nothing but transform and sampling.
-        self.transform = CartesianSense(torch.ones_like(csm[:1]), operator.mask)
+        self.transform = operator.with_maps(torch.ones_like(csm[:1]))
         zero_filled = self.transform.adjoint(frame.kspace[:, None])
         self.scale = float(torch.linalg.vector_norm(zero_filled, dim=0).max()) or 1.0
         self.kspace = frame.kspace[:, None] / self.scale

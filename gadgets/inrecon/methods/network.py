@@ -50,6 +50,11 @@ class ImageNetwork(torch.nn.Module):
         images = values.new_zeros(len(values), self._shape.numel())
         return images.index_copy(1, self._pixels[which], values).view(-1, *self._shape)
 
+    def keep(self, members: Sequence[int]) -> None:
+        """Go on with these members alone, in this order."""
+        self.encoder.keep(members)
+        self.mlp.members = torch.nn.ModuleList(self.mlp.members[member] for member in members)
+
 
 class MLP(torch.nn.Module):
     """Fully connected layers without bias, those of all members as one batch of matrices."""
@@ -57,13 +62,14 @@ class MLP(torch.nn.Module):
     def __init__(self, sizes: Sequence[int], activation: Activation, *, generators: Sequence[torch.Generator]) -> None:
         super().__init__()
         self._activation = torch.relu if activation == "relu" else torch.sin
-        self.layers = torch.nn.ParameterList(
-            torch.stack([_glorot(*shape, generator) for generator in generators]) for shape in itertools.pairwise(sizes)
+        self.members = torch.nn.ModuleList(
+            torch.nn.ParameterList(_glorot(*shape, generator) for shape in itertools.pairwise(sizes))
+            for generator in generators
         )
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         """``(members, points, inputs)`` to ``(members, points, outputs)``."""
-        *hidden, last = self.layers
+        *hidden, last = (torch.stack(layer) for layer in zip(*self.members, strict=True))
         for layer in hidden:
             values = self._activation(values @ layer)
         return values @ last

@@ -15,7 +15,7 @@ from inrecon.frame import Frame, Reconstruction
 from inrecon.methods.consistency import DataConsistency
 from inrecon.methods.held_out import Best
 from inrecon.methods.linear import CGSense, data_consistent
-from inrecon.methods.method import InvalidHyperparameter, Method, announced, bounded, divergence, methods, tunable
+from inrecon.methods.method import Method, announced, bounded, divergence, methods, tunable
 from inrecon.methods.network import Grid, NetworkSettings, build_network, check_encoder, surrounded
 from inrecon.methods.phase import smooth_phase
 from inrecon.methods.total_variation import differences
@@ -69,10 +69,7 @@ class UnrollINR(Method):
         check_encoder("unroll_inr", self.encoder)
 
     def fit(self, frame: Frame) -> Reconstruction:
-        """Fit `frame`; raises `FitDiverged` when loss or image are not finite, or the fit ends worse than it began,
-        and `InvalidHyperparameter` when `patience` has no held-out samples to judge by."""
-        if self.patience and frame.held_out is None:
-            raise InvalidHyperparameter("unroll_inr.patience needs samples to judge by, and none are held out")
+        """Fit `frame`; raises `FitDiverged` when loss or image are not finite, or the fit ends worse than it began."""
         started = time.perf_counter()
         fit = _Fit(self, frame)
         losses, stopped_by = fit.run()
@@ -155,7 +152,7 @@ class _Fit:
             observe(FitProgressed(iteration=iteration, iterations=method.iterations))
             if not torch.isfinite(losses[-1]):
                 raise FitDiverged(f"unroll_inr diverged: its loss is not finite after {iteration} iterations")
-            if not method.patience:
+            if not method.patience or self.frame.held_out is None:
                 continue
             if best.update(self.frame.loss(self.consistent(self.prior)), self.prior) >= method.patience:
                 stopped_by = "held-out samples"

@@ -82,6 +82,12 @@ class CartesianSense(LinearOperator):
         """The operator to those samples that are in `kept` ``(lines, columns)``; the range has the same shape."""
         return self._like(self.csm, self._sampled & kept)
 
+    def with_maps(self, csm: torch.Tensor) -> "CartesianSense":
+        """The operator to the same samples with other coil maps, of any number of coils."""
+        other = self._like(csm, self._sampled)
+        other.range_shape = (csm.shape[-3], *self.range_shape[1:])
+        return other
+
     @staticmethod
     def stacked(operators: Sequence["CartesianSense"]) -> "CartesianSense":
         """One operator for several slices: images ``(slices, n, rows, columns)``, any n, each slice with its own maps.

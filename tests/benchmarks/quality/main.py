@@ -19,7 +19,7 @@ from quality.results import Row
 from quality.scans import scan_of
 
 FAILED, MISUSED = 1, 2
-METHODS = "cg_sense,bilevel_inr:standard,bart_l2,bart_l1,bart_tv,bart_l1_fixed,bart_tv_fixed"
+METHODS = "cg_sense,bilevel_inr:standard,auto:standard,bart_l2,bart_l1,bart_tv,bart_l1_fixed,bart_tv_fixed"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

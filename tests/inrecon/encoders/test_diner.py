@@ -22,8 +22,9 @@ def test_each_point_has_features_of_its_own() -> None:
     encoder = make((4, 5))
     assert encoder().shape == (1, 20, 3)
     encoder()[0, 7].sum().backward()
-    assert encoder.table.grad is not None
-    assert encoder.table.grad[0].any(1).nonzero().tolist() == [[7]]
+    (table,) = encoder.tables
+    assert table.grad is not None
+    assert table.grad.any(1).nonzero().tolist() == [[7]]
 
 
 def test_moved_points_share_the_entry_of_their_pixel() -> None:

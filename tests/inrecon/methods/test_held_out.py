@@ -160,8 +160,15 @@ def test_a_small_scan_that_was_judged_is_no_more() -> None:
 
 
 def test_data_of_zeros_judge_nothing() -> None:
+    """Though the samples are the same as in any other slice."""
     frame = frame_of(lines())
-    assert hold_out(dataclasses.replace(frame, kspace=0 * frame.kspace), 0.05, seed=0).held_out is None
+    dark = hold_out(dataclasses.replace(frame, kspace=0 * frame.kspace, noise_level=1.0), 0.05, seed=0)
+    bright = hold_out(frame, 0.05, seed=0)
+    assert dark.held_out is not None
+    assert bright.held_out is not None
+    assert torch.equal(dark.held_out, bright.held_out)
+    assert dark.loss(smooth_object(ROWS, COLUMNS)) is None
+    assert dark.noise_loss == 0
 
 
 def judged_in_runs(*runs: tuple[int, int, int]) -> Frame:
@@ -175,16 +182,18 @@ def judged_in_runs(*runs: tuple[int, int, int]) -> Frame:
 
 def test_certainty_is_the_t_statistic_of_the_gains_of_runs() -> None:
     """By hand, also for runs that begin or end a line, or follow each other from the end of one line to the next."""
-    frame = judged_in_runs((0, 24, 40), (1, 0, 16), (1, 20, 23), (7, 5, 6))
-    worse, better = random_complex(2, 2 * 36, seed=1)
-    gains = (worse.abs() ** 2 - better.abs() ** 2).view(2, 36).sum(0)
-    runs = torch.stack([part.sum() for part in gains.split([16, 16, 3, 1])])
-    expected = runs.mean() / (runs.std() / 4**0.5)
+    short = [(line, 5, 6) for line in range(7, 11)]
+    frame = judged_in_runs((0, 24, 40), (1, 0, 16), (1, 20, 23), (2, 0, 4), *short)
+    worse, better = random_complex(2, 2 * 43, seed=1)
+    gains = (worse.abs() ** 2 - better.abs() ** 2).view(2, 43).sum(0)
+    runs = torch.stack([part.sum() for part in gains.split([16, 16, 3, 4, 1, 1, 1, 1])])
+    expected = runs.mean() / (runs.std() / 8**0.5)
     assert certainty(frame, worse=worse, better=better) == pytest.approx(float(expected), rel=1e-5)
     assert certainty(frame, worse=better, better=worse) == pytest.approx(-float(expected), rel=1e-5)
 
 
-def test_one_run_or_none_makes_nothing_certain() -> None:
-    worse, better = random_complex(2, 2 * 9, seed=1)
-    assert certainty(judged_in_runs((3, 4, 13)), worse=worse, better=better) == 0
+def test_few_runs_or_none_make_nothing_certain() -> None:
+    worse, better = random_complex(2, 2 * 7 * 9, seed=1)
+    frame = judged_in_runs(*((line, 4, 13) for line in range(7)))
+    assert certainty(frame, worse=worse, better=0.1 * better) == 0
     assert certainty(frame_of(lines()), worse=worse, better=better) == 0
