@@ -185,9 +185,10 @@ def test_certainty_is_the_t_statistic_of_the_gains_of_runs() -> None:
     short = [(line, 5, 6) for line in range(7, 11)]
     frame = judged_in_runs((0, 24, 40), (1, 0, 16), (1, 20, 23), (2, 0, 4), *short)
     worse, better = random_complex(2, 2 * 43, seed=1)
-    gains = (worse.abs() ** 2 - better.abs() ** 2).view(2, 43).sum(0)
-    runs = torch.stack([part.sum() for part in gains.split([16, 16, 3, 4, 1, 1, 1, 1])])
-    expected = runs.mean() / (runs.std() / 8**0.5)
+    errors = [(residuals.abs() ** 2).view(2, 43).sum(0) for residuals in (worse, better)]
+    runs = torch.tensor([[part.sum() for part in error.split([16, 16, 3, 4, 1, 1, 1, 1])] for error in errors])
+    gains = (runs[0] / runs[1]).log()
+    expected = gains.mean() / (gains.std() / 8**0.5)
     assert certainty(frame, worse=worse, better=better) == pytest.approx(float(expected), rel=1e-5)
     assert certainty(frame, worse=better, better=worse) == pytest.approx(-float(expected), rel=1e-5)
 
