@@ -13,6 +13,7 @@ from inrecon.errors import FitDiverged
 from inrecon.events import FitProgressed, observe
 from inrecon.frame import Frame
 from inrecon.methods.linear import CGSense
+from inrecon.methods.memory import give_back
 from inrecon.methods.network import Grid, ImageNetwork, build_network, surrounded
 from inrecon.methods.phase import smooth_phase
 from inrecon.operators import CartesianSense, displace_image
@@ -87,13 +88,15 @@ class LowerLevel:
 
         Raises `FitDiverged` if no network has a finite loss any more.
         """
-        for iteration in range(1, iterations + 1):
-            self.history.append(self._step(self._views[iteration % len(self._views)]))
-            if iteration % CHECK_EVERY and iteration != iterations:
+        end = len(self.history) + iterations
+        while (done := len(self.history) + 1) <= end:
+            self.history.append(self._step(self._views[done % len(self._views)]))
+            if done % CHECK_EVERY and done != end:
                 continue
-            observe(FitProgressed(iteration=len(self.history), iterations=self.method.iterations))
+            observe(FitProgressed(iteration=done, iterations=self.method.iterations))
+            give_back()
             if not torch.isfinite(self.history[-1]).any():
-                raise FitDiverged(f"bilevel_inr diverged: its loss is not finite after {len(self.history)} iterations")
+                raise FitDiverged(f"bilevel_inr diverged: its loss is not finite after {done} iterations")
             yield
 
     def release(self) -> None:

@@ -280,7 +280,7 @@ def test_the_fit_is_announced() -> None:
     assert finished[0].validation_loss == result.validation_loss
     assert result.validation_loss is not None
     progress = [(event.iteration, event.iterations) for event in heard if isinstance(event, FitProgressed)]
-    assert progress == [(25, 80), (50, 80), (60, 80), (80, 80)]
+    assert progress == [(25, 80), (50, 80), (60, 80), (75, 80), (80, 80)]
 
 
 UNAWARE = dataclasses.replace(QUICK, noise_decay=0.0)
