@@ -16,6 +16,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inrecon import __version__
 from inrecon.errors import InvalidProtocolFile, NoHyperparameters, UnknownName
 from inrecon.events import Event, Warned, listening
 from inrecon.frame import Frame, Protocol, Reconstruction, Request
@@ -601,6 +602,38 @@ def test_values_at_the_edge_of_their_search_range(
     assert found(tmp_path, default=DEFAULT, knee=document) == expected
 
 
+@pytest.mark.parametrize(
+    ("origin", "version", "stale"),
+    [
+        ("tuned", "0.0.9", True),
+        ("tuned", "0.0", True),
+        ("tuned", __version__, False),
+        ("tuned", ".".join(__version__.split(".")[:2]) + ".0.dev1", False),
+        ("tuned", "999.0.0", False),
+        ("tuned", "before the flood", False),
+        ("tuned", "0", False),
+        ("tuned", ..., False),
+        ("by hand", "0.0.9", False),
+        ("paper table II", "0.0.9", False),
+    ],
+)
+def test_values_tuned_with_an_earlier_minor_release_are_stale(
+    tmp_path: Path, origin: str, version: Any, stale: bool
+) -> None:
+    provenance = {"from": origin, "source": "made up"} | ({} if version is ... else {"version": version})
+    expected = [("stale", "knee.yaml", "provenance.version")] if stale else []
+    assert found(tmp_path, default=DEFAULT, knee={**GOOD, "provenance": provenance}) == expected
+
+
+def test_a_stale_file_is_told_with_both_versions(tmp_path: Path) -> None:
+    provenance = {"from": "tuned", "source": "made up", "version": "0.0.9"}
+    (finding,) = check(write(tmp_path, default=DEFAULT, knee={**GOOD, "provenance": provenance}))
+    assert str(finding) == (
+        f"stale: {tmp_path / 'knee.yaml'}: provenance.version: tuned with inrecon 0.0.9, this is {__version__}: "
+        "tuning anew may be worth it"
+    )
+
+
 # --- the files that come with inrecon
 
 
@@ -629,7 +662,7 @@ BRAIN = {"anatomy": "HEAD", "matrix": (256, 256), "coils": 16}
 SCANS = [
     ({**BRAIN, "sequence": "bSSFP", "acceleration": 4.6}, "brain_bssfp_3t", 2.6e-4),
     ({**BRAIN, "sequence": "TrueFISP", "acceleration": 6.2}, "brain_bssfp_3t", 2.6e-4),
-    ({**BRAIN, "sequence": "TurboSpinEcho"}, "brain_t2w_tse_3t", 1.2e-5),
+    ({**BRAIN, "sequence": "TurboSpinEcho"}, "brain_t2w_tse_3t", 2.6e-4),
     (
         {"sequence": "SSFP", "anatomy": "heart", "field_strength_T": 0.55, "matrix": (272, 294), "coils": 15},
         "cardiac_t2w_bssfp_055t",

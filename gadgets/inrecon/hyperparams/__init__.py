@@ -2,6 +2,18 @@
 
 from inrecon.hyperparams.check import Finding, check
 from inrecon.hyperparams.entry import Entry, Resolved
+from inrecon.hyperparams.explain import Explanation, explain
 from inrecon.hyperparams.snapshot import HyperparameterFiles
+from inrecon.hyperparams.write import match_for, write_entry
 
-__all__ = ["Entry", "Finding", "HyperparameterFiles", "Resolved", "check"]
+__all__ = [
+    "Entry",
+    "Explanation",
+    "Finding",
+    "HyperparameterFiles",
+    "Resolved",
+    "check",
+    "explain",
+    "match_for",
+    "write_entry",
+]

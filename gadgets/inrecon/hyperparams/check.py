@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import combinations
@@ -9,6 +10,7 @@ from math import log
 from pathlib import Path
 from typing import Literal
 
+from inrecon import __version__
 from inrecon.errors import NoHyperparameters
 from inrecon.hyperparams.entry import Entry
 from inrecon.hyperparams.schema import Value
@@ -25,10 +27,10 @@ class Finding:
 
     An ``error`` keeps the whole folder from being used; an ``overlap`` leaves a choice between two files to their
     names; without a ``default`` some scans find no hyperparameters; a value at the ``edge`` of its search range may
-    have its optimum outside.
+    have its optimum outside; ``stale`` values were tuned with an earlier minor release, whose methods differ.
     """
 
-    kind: Literal["error", "overlap", "default", "edge"]
+    kind: Literal["error", "overlap", "default", "edge", "stale"]
     file: str
     field: str
     text: str
@@ -51,7 +53,8 @@ def check(folder: Path | None = None) -> list[Finding]:
     ]
     files = [*(entry.file for entry in entries), *(problem.file for problem in problems)]
     missing = [] if any(Path(file).stem == "default" for file in files) else [_no_default(folder)]
-    return [*errors, *_overlaps(entries), *missing, *(edge for entry in entries for edge in _edges(entry))]
+    hints = (hint for entry in entries for hint in (*_edges(entry), *_stale(entry)))
+    return [*errors, *overlaps(entries), *missing, *hints]
 
 
 def _no_default(folder: Path) -> Finding:
@@ -59,7 +62,8 @@ def _no_default(folder: Path) -> Finding:
     return Finding(kind="default", file=str(folder), field="", text=text)
 
 
-def _overlaps(entries: Iterable[Entry]) -> Iterable[Finding]:
+def overlaps(entries: Iterable[Entry]) -> Iterable[Finding]:
+    """The pairs of `entries` between which some scan would have only the names to choose by."""
     for one, other in combinations(entries, 2):
         if one.match.ties(other.match):
             text = f"can match the same scan as {other.file}, equally well: constrain one of them further"
@@ -81,3 +85,17 @@ def _edges(entry: Entry) -> Iterable[Finding]:
 def _at_edge(value: float, span: Tunable) -> bool:
     low, high, at = (log(v) for v in (span.low, span.high, value)) if span.log else (span.low, span.high, value)
     return not EDGE <= (at - low) / (high - low) <= 1 - EDGE
+
+
+def _stale(entry: Entry) -> Iterable[Finding]:
+    """Values written by hand or carried over have no such date: nobody can search for them anew."""
+    tuned_with, running = _minor_release(entry.provenance.get("version")), _minor_release(__version__)
+    if entry.provenance["from"] == "tuned" and tuned_with and running and tuned_with < running:
+        text = f"tuned with inrecon {entry.provenance['version']}, this is {__version__}: tuning anew may be worth it"
+        yield Finding(kind="stale", file=entry.file, field="provenance.version", text=text)
+
+
+def _minor_release(version: object) -> tuple[int, int] | None:
+    """Major and minor number of `version`, or None if that does not begin with them."""
+    numbers = re.match(r"(\d{1,9})\.(\d{1,9})", str(version))
+    return (int(numbers[1]), int(numbers[2])) if numbers else None

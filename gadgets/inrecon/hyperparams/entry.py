@@ -80,6 +80,11 @@ def read(file: Path) -> Entry:
             data = stream.read(MAX_BYTES + 1)
     except OSError as error:
         raise FileProblems(str(file), (("", f"cannot be read: {error.strerror}"),)) from error
+    return entry_of(data, file)
+
+
+def entry_of(data: bytes, file: Path) -> Entry:
+    """The entry that `file` holds if its content is `data`; raises `InvalidProtocolFile`."""
     document = parse(data, file)
     return Entry(
         name=file.stem,

@@ -6,6 +6,8 @@ characters, brackets too, stand for themselves. Numbers are closed ranges ``[low
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -22,6 +24,9 @@ from inrecon.frame import Protocol
 TRAJECTORIES = ("cartesian", "epi", "radial", "goldenangle", "spiral", "other")
 
 MAX_GLOB = 200
+
+_TEXT_FIELDS = ("protocol", "sequence", "anatomy", "vendor", "trajectory")
+_RANGE_FIELDS = ("field_strength_T", "matrix.y", "matrix.x", "acceleration", "coils")
 
 # Whether the protocol is named letter for letter, then how many fields are constrained: compared in this order.
 Rank = tuple[bool, int]
@@ -80,6 +85,16 @@ class Matrix(BaseModel):
         return self
 
 
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """One constrained field, dotted, against a scan: `found` is None where the header does not say."""
+
+    field: str
+    wanted: tuple[str, ...] | tuple[float, float]
+    found: str | float | None
+    fits: bool
+
+
 class Match(BaseModel):
     """Constraints on a scan protocol; a field left out (None) constrains nothing."""
 
@@ -103,14 +118,21 @@ class Match(BaseModel):
     def rank(self, protocol: Protocol) -> Rank | None:
         """How specifically this matches `protocol`, or None if it does not; what the header does not say
         (None) matches no constraint."""
-        told = (protocol.name, protocol.sequence, protocol.anatomy, protocol.vendor, protocol.trajectory)
-        measured = (protocol.field_strength_T, *protocol.matrix, protocol.acceleration, protocol.coils)
-        texts = all(_text_matches(globs, text) for globs, text in zip(self._texts, told, strict=True))
-        numbers = all(_in_range(span, number) for span, number in zip(self._ranges, measured, strict=True))
-        if not (texts and numbers):
+        if not all(one.fits for one in self.compare(protocol)):
             return None
         exact = protocol.name is not None and protocol.name.casefold() in filter(_is_exact, self.protocol or ())
         return exact, self.constrained
+
+    def compare(self, protocol: Protocol) -> Iterator[Comparison]:
+        """Each constrained field against `protocol`, those that hold texts first."""
+        told = (protocol.name, protocol.sequence, protocol.anatomy, protocol.vendor, protocol.trajectory)
+        for name, globs, text in zip(_TEXT_FIELDS, self._texts, told, strict=True):
+            if globs is not None:
+                yield Comparison(field=name, wanted=globs, found=text, fits=_text_matches(globs, text))
+        measured = (protocol.field_strength_T, *protocol.matrix, protocol.acceleration, protocol.coils)
+        for name, span, number in zip(_RANGE_FIELDS, self._ranges, measured, strict=True):
+            if span is not None:
+                yield Comparison(field=name, wanted=span, found=number, fits=_in_range(span, number))
 
     def ties(self, other: Match) -> bool:
         """Whether some protocol would be matched by both with the same rank."""
@@ -139,16 +161,12 @@ def _is_exact(glob: str) -> bool:
     return not set("*?") & set(glob)
 
 
-def _text_matches(globs: tuple[str, ...] | None, text: str | None) -> bool:
-    if globs is None or text is None:
-        return globs is None
-    return any(fnmatchcase(text.casefold(), glob.replace("[", "[[]")) for glob in globs)
+def _text_matches(globs: tuple[str, ...], text: str | None) -> bool:
+    return text is not None and any(fnmatchcase(text.casefold(), glob.replace("[", "[[]")) for glob in globs)
 
 
-def _in_range(span: tuple[float, float] | None, number: float | None) -> bool:
-    if span is None or number is None:
-        return span is None
-    return span[0] <= number <= span[1]
+def _in_range(span: tuple[float, float], number: float | None) -> bool:
+    return number is not None and span[0] <= number <= span[1]
 
 
 def _texts_meet(a: tuple[str, ...] | None, b: tuple[str, ...] | None) -> bool:
