@@ -118,6 +118,19 @@ def _solve(measurement: Measurement, *, method: Method, clock: _Stopwatch) -> li
     ]
 
 
+def frames_of(raw: RawFrame, *, device: str) -> list[Frame]:
+    """The frames that a method would fit for `raw`: one, or one for each plane across the readout of a volume.
+
+    Raises `InvalidFrame` kinds, like `condition`.
+    """
+    measurement = condition(raw, device=device)
+    found = []
+    for index, kspace in enumerate(measurement.kspace):
+        maps = coil_maps(measurement, index, fallbacks=[])
+        found.append(_frame(measurement, index, maps=maps, scale=float(kspace.abs().max()) or 1.0))
+    return found
+
+
 def _frame(measurement: Measurement, index: int, *, maps: CoilMaps, scale: float) -> Frame:
     """One problem of the batch, some of its samples held out to judge the fit."""
     operator = CartesianSense(maps.csm, measurement.mask)

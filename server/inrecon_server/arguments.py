@@ -33,6 +33,8 @@ def build_parser(runs: Mapping[str, Callable[[argparse.Namespace], int]]) -> arg
     _add_serve(commands.add_parser("serve", help="reconstruct what clients and scanners send over TCP"))
     _add_replay(commands.add_parser("replay", help="reconstruct a raw file without a server"))
     _add_send(commands.add_parser("send", help="send a raw file to a server and keep its images"))
+    _add_tune(commands.add_parser("tune", help="find the hyperparameters of a protocol from raw scans of it"))
+    _add_explain(commands.add_parser("explain", help="say which hyperparameter file a scan gets, and why"))
     _add_check(commands.add_parser("check", help="say what is wrong with hyperparameter files"))
     _add_demo(commands.add_parser("demo", help="simulate a scan and compare methods through a server"))
     _add_bench(commands.add_parser("bench", help="compare methods on many scans (from a source checkout)"))
@@ -56,19 +58,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 def _add_replay(parser: argparse.ArgumentParser) -> None:
     _add_raw(parser)
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.h5", help="where the images go")
-    parser.add_argument("-c", "--config", default="inr", help="name or text of a configuration (%(default)s)")
-    parser.add_argument("--method", metavar="NAME", help="method to use instead of the configuration's")
-    parser.add_argument("--preset", choices=PRESETS, help="how much time to spend")
-    parser.add_argument(
-        "--set",
-        action="append",
-        type=_setting,
-        default=[],
-        metavar="FIELD=VALUE",
-        dest="settings",
-        help="set a field of the method; may be repeated",
-    )
-    parser.add_argument("--dtype", choices=DTYPES, help="type of the images")
+    _add_request(parser)
     _add_machine(parser)
     parser.add_argument("--png", type=Path, metavar="DIR", help="write each image as PNG, too")
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="write what was done to each image")
@@ -87,6 +77,34 @@ def _add_send(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="how long the server may be silent once it has everything (%(default)g)",
     )
+
+
+def _add_explain(parser: argparse.ArgumentParser) -> None:
+    _add_raw(parser)
+    _add_request(parser)
+    _add_hyperparameters(parser)
+
+
+def _add_tune(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("raw", type=Path, nargs="+", metavar="RAW.h5", help="ISMRMRD raw files of one protocol")
+    parser.add_argument("-g", "--group", default="dataset", help="HDF5 group of the raw data (%(default)s)")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="PROTOCOL.yaml", help="the hyperparameter file to write"
+    )
+    parser.add_argument("--method", metavar="NAME", help="method to tune (that of the entry which the scan has now)")
+    parser.add_argument("--trials", type=_count, default=60, metavar="N", help="candidates in all (%(default)s)")
+    parser.add_argument("--sampler", default="gp_ucb", metavar="NAME", help="gp_ucb, gp, tpe, quasi_random or random")
+    parser.add_argument("--whole", action="store_true", help="fit every candidate to the end instead of dropping some")
+    parser.add_argument(
+        "--folds", type=_count, default=1, metavar="N", help="choices of what is held out (%(default)s)"
+    )
+    parser.add_argument("--slices", type=_count, default=3, metavar="N", help="frames used, at most (%(default)s)")
+    parser.add_argument("--oracle", type=Path, metavar="FULL.h5", help="the same frames fully sampled: judge by these")
+    parser.add_argument("--storage", metavar="URL", help="where the study is kept (a file beside the output)")
+    parser.add_argument("--study", metavar="NAME", help="its name there (that of the output)")
+    parser.add_argument("-j", "--jobs", type=_count, default=1, metavar="N", help="processes that fit (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampler (%(default)s)")
+    _add_machine(parser)
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
@@ -114,13 +132,33 @@ def _add_raw(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-g", "--group", default="dataset", help="HDF5 group of the raw data (%(default)s)")
 
 
-def _add_machine(parser: argparse.ArgumentParser) -> None:
+def _add_request(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-c", "--config", default="inr", help="name or text of a configuration (%(default)s)")
+    parser.add_argument("--method", metavar="NAME", help="method to use instead of the configuration's")
+    parser.add_argument("--preset", choices=PRESETS, help="how much time to spend")
+    parser.add_argument(
+        "--set",
+        action="append",
+        type=_setting,
+        default=[],
+        metavar="FIELD=VALUE",
+        dest="settings",
+        help="set a field of the method; may be repeated",
+    )
+    parser.add_argument("--dtype", choices=DTYPES, help="type of the images")
+
+
+def _add_hyperparameters(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hyperparameters",
         type=_folder,
         metavar="DIR",
         help="folder of hyperparameter files (those of inrecon itself)",
     )
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    _add_hyperparameters(parser)
     parser.add_argument("--device", choices=_DEVICES, default="auto", help="where to compute (%(default)s)")
 
 
@@ -132,6 +170,12 @@ def _seconds(text: str) -> float:
     if not 0 < seconds <= threading.TIMEOUT_MAX:
         raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, not {text!r}")
     return seconds
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1_000_000:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, not {text!r}")
+    return int(text)
 
 
 def _port(text: str) -> int:

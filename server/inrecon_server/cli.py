@@ -188,6 +188,81 @@ def _send(options: argparse.Namespace) -> int:
     return 0
 
 
+def _tune(options: argparse.Namespace) -> int:
+    try:
+        from inrecon_server.tune import Data, Search, open_study, search_with
+        from inrecon_server.tuned import current_values, write_results
+    except ModuleNotFoundError as error:
+        raise InreconError(f"tuning needs the package {error.name}: pip install 'inrecon[tune]'") from error
+    from inrecon.hyperparams import HyperparameterFiles
+    from inrecon.methods import methods, tunable_fields
+    from inrecon.tuning import RUNGS, Plan
+
+    output: Path = options.output.resolve()
+    if not output.parent.is_dir():
+        raise InreconError(f"there is no folder {output.parent}")
+    data = Data(
+        files=tuple(options.raw),
+        group=options.group,
+        oracle=options.oracle,
+        device=options.device,
+        folds=options.folds,
+        slices=options.slices,
+    )
+    files = HyperparameterFiles.load(options.hyperparameters)
+    scans = data.load()
+    entry = files.look_up(scans.protocol)
+    method = options.method or entry.method
+    searched = tunable_fields(methods[method])
+    if not searched:
+        raise InreconError(f"method {method!r} has no field to tune")
+    resolved = entry.resolve(Request(method=method))
+    presets = {name for preset in entry.presets.values() for name in preset}
+    fixed = {
+        name: value
+        for name, value in entry.values.items()
+        if resolved.sources.get(name) == "entry" and name not in searched and name not in presets
+    }
+    plan = Plan(method=method, trials=options.trials, rungs=RUNGS[-1:] if options.whole else RUNGS, fixed=fixed)
+    search = Search(
+        data=data,
+        plan=plan,
+        storage=options.storage or f"sqlite:///{output.with_suffix('.db')}",
+        study=options.study or output.stem,
+        sampler=options.sampler,
+        seed=options.seed,
+    )
+    study = open_study(search, sha256=scans.sha256, candidates=current_values(files, method))
+    try:
+        search_with(search, study, scans, jobs=options.jobs)
+    except KeyboardInterrupt:
+        kept = len(study.get_trials(deepcopy=False))
+        _warn(f"{kept} trials are kept in {search.storage}; the same command goes on with them")
+        raise
+    folder = options.hyperparameters
+    for line in write_results(search, study, scans, entry=entry, files=files, output=output, folder=folder):
+        _say(line)
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from inrecon.acquire import Accumulator, parse_header
+    from inrecon.hyperparams import HyperparameterFiles, explain
+    from inrecon_server.files import open_raw
+
+    files = HyperparameterFiles.load(options.hyperparameters)
+    with open_raw(options.raw, group=options.group) as raw:
+        accumulator = Accumulator(parse_header(raw.header))
+        frames = [frame for acquisition in raw.acquisitions() for frame in accumulator.add(acquisition)]
+    protocols = {frame.protocol: None for frame in (*frames, *accumulator.finish())}
+    if not protocols:
+        raise Failed(f"{options.raw} holds no frame")
+    for protocol in protocols:
+        for line in explain(protocol, files, _request(options)).lines():
+            _say(line)
+    return 0
+
+
 def _check(options: argparse.Namespace) -> int:
     from inrecon.hyperparams import check
 
@@ -233,6 +308,8 @@ _COMMANDS = {
     "serve": _serve,
     "replay": _replay,
     "send": _send,
+    "tune": _tune,
+    "explain": _explain,
     "check": _check,
     "demo": _demo,
     "bench": _bench,

@@ -1,0 +1,277 @@
+"""The search for a protocol's hyperparameters: raw files in, a hyperparameter file out, workers in between.
+
+The study lives in a storage of Optuna's (a file of SQLite unless a URL is given), so that a search can be broken off at
+any time, go on later, and be shared by processes and machines. A worker is a process that asks it for candidates, fits
+them, and tells it the losses.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import socket
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+import optuna
+import torch
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.storages import RDBStorage, fail_stale_trials
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from sqlalchemy.exc import SQLAlchemyError
+
+from inrecon import stream
+from inrecon.acquire import Accumulator, parse_header
+from inrecon.errors import InreconError
+from inrecon.frame import RawFrame
+from inrecon.tuning import Plan, Scans, compete, judged_scans, make_sampler
+from inrecon.tuning.study import BEGUN, again, retry
+from inrecon_server.files import open_raw
+
+log = logging.getLogger(__name__)
+
+GRACE_S = 180
+"""A running trial of which nothing has been heard for so long is lost."""
+
+MOST_DEATHS = 5
+"""Workers that may die before the search gives up."""
+
+
+class SearchFailed(InreconError):
+    """The storage cannot be used, belongs to another search, or no candidate could be fitted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """The raw files that judge: of each frame `slices` at most, `folds` times; `oracle`: fully sampled, or None."""
+
+    files: tuple[Path, ...]
+    group: str
+    oracle: Path | None
+    device: str
+    folds: int
+    slices: int
+
+    def load(self) -> Scans:
+        """Read, condition and calibrate; raises `InreconError` kinds."""
+        raws = [raw for file in self.files for raw in _frames(file, self.group)]
+        full = None if self.oracle is None else _frames(self.oracle, self.group)
+        return judged_scans(
+            raws, device=stream.choose_device(self.device), folds=self.folds, slices=self.slices, full=full
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """One search, as every worker needs to know it."""
+
+    data: Data
+    plan: Plan
+    storage: str
+    study: str
+    sampler: str
+    seed: int
+
+
+def open_study(search: Search, *, sha256: str, candidates: Mapping[str, Mapping[str, float]]) -> Study:
+    """The study of `search`, begun now or some time ago, with `candidates` by origin to be tried first.
+
+    Raises `SearchFailed` if the storage cannot be used, or holds a search of other data, method or rungs by that name.
+    """
+    study = _study(search, seed=search.seed)
+    belongs = {"data": sha256, "method": search.plan.method, "rungs": list(search.plan.rungs)}
+    known = study.user_attrs.get("belongs")
+    if known not in (None, belongs):
+        what = ", ".join(name for name, value in belongs.items() if known.get(name) != value)
+        raise SearchFailed(f"the study {search.study!r} in {search.storage} is of other {what}: give another --study")
+    study.set_user_attr("belongs", belongs)
+    retry(study, [trial for trial in running_trials(study) if not _alive(trial)])
+    for origin, values in candidates.items():
+        study.enqueue_trial(dict(values), user_attrs={"origin": origin}, skip_if_exists=True)
+    return study
+
+
+def search_with(search: Search, study: Study, scans: Scans, *, jobs: int) -> None:
+    """Run workers until all trials are done, in this process or in `jobs` others.
+
+    A worker that dies is replaced and its trials are tried again. Raises `SearchFailed` if they die again and again.
+    """
+    with _Screen(study, search.plan.trials) as screen:
+        if jobs == 1:
+            work(search, seed=search.seed, scans=scans, on_rung=screen.show)
+        else:
+            _in_processes(search, study, screen, jobs=jobs)
+
+
+def work(search: Search, *, seed: int, scans: Scans | None = None, on_rung: Callable[[], None] = lambda: None) -> int:
+    """One worker: join the study and compete; returns the iterations that it spent."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = _study(search, seed=seed)
+    storage = study._storage
+    beat = storage.record_heartbeat if isinstance(storage, RDBStorage) else lambda _: None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        fail_stale_trials(study)
+    return compete(
+        study,
+        search.plan,
+        search.data.load() if scans is None else scans,
+        worker=_me(),
+        beat=lambda trial: beat(trial._trial_id),
+        on_rung=on_rung,
+    )
+
+
+def _in_processes(search: Search, study: Study, screen: _Screen, *, jobs: int) -> None:
+    """`jobs` workers; each has a share of the cores, for threads of different workers would wait for one another."""
+    context = multiprocessing.get_context("spawn")
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    alive: dict[int, SpawnProcess] = {}
+    deaths, number = 0, 0
+    try:
+        while True:
+            while len(alive) < jobs and _left(study, search.plan) > 0:
+                process = context.Process(target=_worker, args=(search, search.seed + 1000 * number, threads))
+                process.start()
+                alive[number] = process
+                number += 1
+            if not alive:
+                return
+            multiprocessing.connection.wait([process.sentinel for process in alive.values()], timeout=1.0)
+            screen.show()
+            for index, process in list(alive.items()):
+                if process.exitcode is None:
+                    continue
+                del alive[index]
+                if process.exitcode != 0:
+                    deaths += 1
+                    lost = [t for t in running_trials(study) if t.user_attrs.get("worker") == _name(process.pid)]
+                    log.warning("a worker ended with code %s; %s trials are tried again", process.exitcode, len(lost))
+                    retry(study, lost)
+                if deaths > MOST_DEATHS:
+                    raise SearchFailed(f"{deaths} workers died; the last with exit code {process.exitcode}")
+    finally:
+        for process in alive.values():
+            process.terminate()
+        for process in alive.values():
+            process.join()
+
+
+def _worker(search: Search, seed: int, threads: int) -> None:
+    """What a process of its own does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the parent, which ends this one
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    torch.set_num_threads(threads)
+    try:
+        work(search, seed=seed)
+    except InreconError as error:
+        log.error("%s", error)
+        sys.exit(1)
+
+
+def running_trials(study: Study) -> list[FrozenTrial]:
+    """Trials that some worker has begun and not ended."""
+    return study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+
+
+def _left(study: Study, plan: Plan) -> int:
+    return plan.trials - sum(trial.state in BEGUN for trial in study.get_trials(deepcopy=False))
+
+
+def _study(search: Search, *, seed: int) -> Study:
+    """The study in the storage, made if there is none; raises `SearchFailed`."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats call themselves that
+            storage = RDBStorage(
+                search.storage, heartbeat_interval=60, grace_period=GRACE_S, heartbeat_stale_trial_callback=again
+            )
+            return optuna.create_study(
+                storage=storage,
+                study_name=search.study,
+                sampler=make_sampler(search.sampler, seed=seed),
+                load_if_exists=True,
+            )
+    except (StorageInternalError, SQLAlchemyError, ImportError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise SearchFailed(f"the storage {search.storage} cannot be used: {reason}") from error
+
+
+def _frames(file: Path, group: str) -> list[RawFrame]:
+    """The frames of a raw file."""
+    with open_raw(file, group=group) as raw:
+        accumulator = Accumulator(parse_header(raw.header))
+        frames = [frame for acquisition in raw.acquisitions() for frame in accumulator.add(acquisition)]
+        return frames + accumulator.finish()
+
+
+def _me() -> str:
+    return _name(os.getpid())
+
+
+def _name(process: int | None) -> str:
+    return f"{socket.gethostname()}:{process}"
+
+
+def _alive(trial: FrozenTrial) -> bool:
+    """Whether the trial's worker may still be at work: one of another machine is taken to be."""
+    if "worker" not in trial.user_attrs:  # broken off before it could say
+        begun = trial.datetime_start
+        return begun is not None and (datetime.now() - begun).total_seconds() < GRACE_S
+    host, _, process = str(trial.user_attrs["worker"]).rpartition(":")
+    if host != socket.gethostname() or not process.isdecimal():
+        return True
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+class _Screen:
+    """On a terminal: how many trials are over, the best loss, the time left."""
+
+    def __init__(self, study: Study, trials: int) -> None:
+        console = Console(stderr=True)
+        self._study = study
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._progress.add_task("trials", total=trials)
+
+    def __enter__(self) -> _Screen:
+        self._progress.start()
+        self.show()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self) -> None:
+        """Bring the line up to date."""
+        trials = self._study.get_trials(deepcopy=False)
+        over = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
+        values = [trial.value for trial in trials if trial.state == TrialState.COMPLETE and trial.value is not None]
+        best = f"best loss {min(values):.4g}" if values else "trials"
+        self._progress.update(self._task, completed=over, description=best)
