@@ -44,6 +44,9 @@ log = logging.getLogger(__name__)
 GRACE_S = 180
 """A running trial of which nothing has been heard for so long is lost."""
 
+SIGNING_S = 5
+"""What a worker takes at most from asking for a trial to putting its name there."""
+
 MOST_DEATHS = 5
 """Workers that may die before the search gives up."""
 
@@ -147,7 +150,10 @@ def _in_processes(search: Search, study: Study, screen: _Screen, *, jobs: int) -
                 alive[number] = process
                 number += 1
             if not alive:
-                return
+                if not (lost := [trial for trial in running_trials(study) if not _alive(trial)]):
+                    return
+                retry(study, lost)
+                continue
             multiprocessing.connection.wait([process.sentinel for process in alive.values()], timeout=1.0)
             screen.show()
             for index, process in list(alive.items()):
@@ -156,7 +162,7 @@ def _in_processes(search: Search, study: Study, screen: _Screen, *, jobs: int) -
                 del alive[index]
                 if process.exitcode != 0:
                     deaths += 1
-                    lost = [t for t in running_trials(study) if t.user_attrs.get("worker") == _name(process.pid)]
+                    lost = [trial for trial in running_trials(study) if not _alive(trial)]
                     log.warning("a worker ended with code %s; %s trials are tried again", process.exitcode, len(lost))
                     retry(study, lost)
                 if deaths > MOST_DEATHS:
@@ -218,18 +224,14 @@ def _frames(file: Path, group: str) -> list[RawFrame]:
 
 
 def _me() -> str:
-    return _name(os.getpid())
-
-
-def _name(process: int | None) -> str:
-    return f"{socket.gethostname()}:{process}"
+    return f"{socket.gethostname()}:{os.getpid()}"
 
 
 def _alive(trial: FrozenTrial) -> bool:
     """Whether the trial's worker may still be at work: one of another machine is taken to be."""
     if "worker" not in trial.user_attrs:  # broken off before it could say
         begun = trial.datetime_start
-        return begun is not None and (datetime.now() - begun).total_seconds() < GRACE_S
+        return begun is not None and (datetime.now() - begun).total_seconds() < SIGNING_S
     host, _, process = str(trial.user_attrs["worker"]).rpartition(":")
     if host != socket.gethostname() or not process.isdecimal():
         return True

@@ -107,9 +107,12 @@ def _ask(study: Study, plan: Plan, worker: str, batch: list[Trial]) -> list[Tria
         with warnings.catch_warnings():
             # Heartbeats are sent here as well as Study.optimize would send them.
             warnings.filterwarnings("ignore", message="Heartbeat of storage", category=UserWarning)
-            trial = study.ask(dict(space))
+            trial = study.ask()
         batch.append(trial)
+        # At once: a trial that says nothing of its worker is taken to be lost.
         trial.set_user_attr("worker", worker)
+        for name, span in space.items():
+            trial.suggest_float(name, span.low, span.high, log=span.log)
     return batch
 
 
