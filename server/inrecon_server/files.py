@@ -95,8 +95,10 @@ def _raw_file(path: Path, file: h5py.File, group: str) -> RawFile:
     table, header = (found.get("data"), found.get("xml")) if isinstance(found, h5py.Group) else (None, None)
     if not isinstance(table, h5py.Dataset) or not isinstance(header, h5py.Dataset):
         groups = ", ".join(name for name, item in file.items() if isinstance(item, h5py.Group)) or "none"
+        missing = [name for name, found in (("xml", header), ("data", table)) if not isinstance(found, h5py.Dataset)]
         raise UnreadableFile(
-            f"{path} has no ISMRMRD raw data (datasets xml and data) in its group {group!r}; its groups are: {groups}"
+            f"{path} has no ISMRMRD raw data (dataset {' and '.join(missing)}) in its group {group!r}; "
+            f"its groups are: {groups}"
         )
     if table.ndim != 1 or not {"head", "traj", "data"} <= set(table.dtype.names or ()):
         raise UnreadableFile(f"{path}: {table.name} does not hold ISMRMRD acquisitions")
