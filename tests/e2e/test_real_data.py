@@ -51,7 +51,7 @@ def test_a_brain_at_random_r4_beats_cg_sense_by_more_than_a_decibel(tmp_path: Pa
     assert gain > 1
     (facts,) = json.loads(report.read_text())
     assert facts["fallback"] is None
-    assert facts["method"] == "bilevel_inr"
+    assert facts["method"] == "auto"
 
 
 def test_a_scanner_file_with_partial_fourier_and_noise_comes_out_in_recon_space(tmp_path: Path) -> None:

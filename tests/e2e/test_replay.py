@@ -143,7 +143,7 @@ def test_a_fall_back_is_told_once_and_reported_for_each_image(
 
     monkeypatch.setattr(BilevelINR, "fit_slices", diverge)
     report = raw.with_name("report.json")
-    assert len(replay(raw, "--report", str(report))) == 4
+    assert len(replay(raw, "--method", "bilevel_inr", "--report", str(report))) == 4
     assert [entry["fallback"] for entry in json.loads(report.read_text())] == ["the fit diverged; CG-SENSE instead"] * 4
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("inrecon: warning: fall-back (fit): the fit diverged")
