@@ -246,15 +246,13 @@ def _tune(options: argparse.Namespace) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from inrecon.acquire import Accumulator, parse_header
+    from inrecon.acquire import raw_frames
     from inrecon.hyperparams import HyperparameterFiles, explain
     from inrecon_server.files import open_raw
 
     files = HyperparameterFiles.load(options.hyperparameters)
     with open_raw(options.raw, group=options.group) as raw:
-        accumulator = Accumulator(parse_header(raw.header))
-        frames = [frame for acquisition in raw.acquisitions() for frame in accumulator.add(acquisition)]
-    protocols = {frame.protocol: None for frame in (*frames, *accumulator.finish())}
+        protocols = dict.fromkeys(frame.protocol for frame in raw_frames(raw.header, raw.acquisitions()))
     if not protocols:
         raise Failed(f"{options.raw} holds no frame")
     for protocol in protocols:

@@ -32,7 +32,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sqlalchemy.exc import SQLAlchemyError
 
 from inrecon import stream
-from inrecon.acquire import Accumulator, parse_header
+from inrecon.acquire import raw_frames
 from inrecon.errors import InreconError
 from inrecon.frame import RawFrame
 from inrecon.tuning import Plan, Scans, compete, judged_scans, make_sampler
@@ -218,9 +218,7 @@ def _study(search: Search, *, seed: int) -> Study:
 def _frames(file: Path, group: str) -> list[RawFrame]:
     """The frames of a raw file."""
     with open_raw(file, group=group) as raw:
-        accumulator = Accumulator(parse_header(raw.header))
-        frames = [frame for acquisition in raw.acquisitions() for frame in accumulator.add(acquisition)]
-        return frames + accumulator.finish()
+        return raw_frames(raw.header, raw.acquisitions())
 
 
 def _me() -> str:

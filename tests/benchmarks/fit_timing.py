@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from inrecon.acquire import Accumulator, parse_header
+from inrecon.acquire import raw_frames
 from inrecon.calibrate import espirit
 from inrecon.condition import condition
 from inrecon.frame import Frame, Reconstruction
@@ -24,10 +24,9 @@ from inrecon.simulate import SimulatedScan, simulate_scan
 
 def frame_of(scan: SimulatedScan, device: str) -> tuple[Frame, dict[str, float]]:
     """The conditioned, calibrated frame and the seconds of each step."""
-    accumulator = Accumulator(parse_header(scan.header))
-    raws = [raw for acquisition in scan.acquisitions for raw in accumulator.add(acquisition)] + accumulator.finish()
+    raw = raw_frames(scan.header, scan.acquisitions)[0]
     started = time.perf_counter()
-    measurement = condition(raws[0], device=device)
+    measurement = condition(raw, device=device)
     conditioned = time.perf_counter()
     if measurement.calibration is None:
         raise SystemExit("the simulated scan has no calibration lines")

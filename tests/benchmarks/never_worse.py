@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inrecon.acquire import Accumulator, parse_header
+from inrecon.acquire import raw_frames
 from inrecon.frame import Request
 from inrecon.hyperparams import HyperparameterFiles
 from inrecon.quality import psnr
@@ -43,10 +43,9 @@ def drawn(seed: int) -> tuple[SimulatedScan, dict[str, float | str]]:
 
 def image_of(scan: SimulatedScan, method: str, files: HyperparameterFiles) -> tuple[np.ndarray, dict[str, object]]:
     """The image ``(y, x)`` and its report."""
-    accumulator = Accumulator(parse_header(scan.header))
-    raws = [raw for acquisition in scan.acquisitions for raw in accumulator.add(acquisition)] + accumulator.finish()
+    raw = raw_frames(scan.header, scan.acquisitions)[0]
     request = Request(method=method, preset="fast", dtype="complex")
-    result = reconstruct(raws[0], request=request, hyperparameters=files, device=choose_device("auto"), series={})
+    result = reconstruct(raw, request=request, hyperparameters=files, device=choose_device("auto"), series={})
     return result.images[0].data[0, 0], result.reports[0]
 
 

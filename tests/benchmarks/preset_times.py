@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from inrecon.acquire import Accumulator, parse_header
+from inrecon.acquire import raw_frames
 from inrecon.frame import PRESETS, Request
 from inrecon.hyperparams import HyperparameterFiles
 from inrecon.quality import psnr
@@ -25,8 +25,7 @@ def main() -> None:
     method = sys.argv[1] if len(sys.argv) > 1 else None
     device = choose_device("auto")
     scan = simulate_scan(shape=(256, 256), coils=8, acceleration=6, acs=24, seed=1)
-    accumulator = Accumulator(parse_header(scan.header))
-    raws = [raw for acquisition in scan.acquisitions for raw in accumulator.add(acquisition)] + accumulator.finish()
+    raw = raw_frames(scan.header, scan.acquisitions)[0]
     files = HyperparameterFiles.load()
     warm_up(device)
     print(f"{device}, {torch.get_num_threads()} threads")
@@ -35,7 +34,7 @@ def main() -> None:
     wanted += [Request(method=method, preset=preset, dtype="complex") for preset in PRESETS]
     for request in wanted:
         started = time.perf_counter()
-        result = reconstruct(raws[0], request=request, hyperparameters=files, device=device, series={})
+        result = reconstruct(raw, request=request, hyperparameters=files, device=device, series={})
         seconds = time.perf_counter() - started
         name = result.reports[0]["method"]
         quality = psnr(result.images[0].data[0, 0], scan.reference[0], scan.support[0])

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from inrecon.acquire import Accumulator, Encoding, Limits, NotCartesian, Scan, parse_header
+from inrecon.acquire import Accumulator, Encoding, Limits, NotCartesian, Scan, parse_header, raw_frames
 from inrecon.errors import InvalidFrame
 from inrecon.events import Warned, listening
 from inrecon.frame import Geometry, Key
+from inrecon.simulate import simulate_scan
 
 REAL_FILE = Path(__file__).parents[2] / ".." / "shared" / "data" / "phantom_14ch_bssfp_R3_noise.h5"
 
@@ -830,6 +831,15 @@ def test_every_readout_is_counted_once_and_every_imaging_readout_is_in_one_frame
     assert counted + refused == len(fields)
     assert summary.frames == len(frames)
     assert round(sum(f.average_count * len(f.imaging.lines) for f in frames)) == summary.imaging
+
+
+def test_a_whole_scan_gives_the_frames_that_flags_end_and_those_that_its_end_does():
+    simulated = simulate_scan(shape=(16, 16), coils=2, acceleration=2, acs=8, repetitions=2)
+    found = raw_frames(simulated.header, simulated.acquisitions[:-1])  # the last readout carries the last flag
+    expected = run(parse_header(simulated.header), simulated.acquisitions[:-1])
+    assert [frame.key.repetition for frame in found] == [0, 1]
+    for one, other in zip(found, expected, strict=True):
+        assert_same(one, other)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from inrecon.acquire import Accumulator, parse_header
+from inrecon.acquire import raw_frames
 from inrecon.errors import FitDiverged, InreconError, UnknownName
 from inrecon.events import Event, FallBack, listening
 from inrecon.frame import (
@@ -48,17 +48,12 @@ def device(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def raw_frames(scan: SimulatedScan) -> list[RawFrame]:
-    accumulator = Accumulator(parse_header(scan.header))
-    return [raw for acquisition in scan.acquisitions for raw in accumulator.add(acquisition)] + accumulator.finish()
-
-
 def images_of(
     scan: SimulatedScan, request: Request, hyperparameters: HyperparameterFiles, device: str = "cpu"
 ) -> list[Result]:
     series: SeriesBySpace = {}
     results: list[Result] = []
-    for raw in raw_frames(scan):
+    for raw in raw_frames(scan.header, scan.acquisitions):
         results.append(reconstruct(raw, request=request, hyperparameters=hyperparameters, device=device, series=series))
         series = results[-1].series
     return results
@@ -111,7 +106,7 @@ def test_brighter_slices_and_other_encoding_spaces_have_series_of_their_own(
     hyperparameters: HyperparameterFiles,
 ) -> None:
     scan = simulate_scan(shape=(48, 40), coils=4, acceleration=2, acs=12)
-    (raw,) = raw_frames(scan)
+    (raw,) = raw_frames(scan.header, scan.acquisitions)
     dim = dataclasses.replace(
         raw, imaging=dataclasses.replace(raw.imaging, kspace=raw.imaging.kspace * np.float32(0.1))
     )

@@ -11,7 +11,7 @@ import pytest
 from ismrmrd import xsd
 from numpy.typing import NDArray
 
-from inrecon.acquire import Accumulator, parse_header
+from inrecon.acquire import raw_frames
 from inrecon.frame import RawFrame, Request
 from inrecon.hyperparams import HyperparameterFiles
 from inrecon.quality import psnr
@@ -36,9 +36,8 @@ def is_noise(acquisition: ismrmrd.Acquisition) -> bool:
     return bool(acquisition.is_flag_set(ismrmrd.ACQ_IS_NOISE_MEASUREMENT))
 
 
-def raw_frames(scan: SimulatedScan) -> list[RawFrame]:
-    accumulator = Accumulator(parse_header(scan.header))
-    return [raw for acquisition in scan.acquisitions for raw in accumulator.add(acquisition)] + accumulator.finish()
+def frames_of(scan: SimulatedScan) -> list[RawFrame]:
+    return raw_frames(scan.header, scan.acquisitions)
 
 
 def image_of(raw: RawFrame, hyperparameters: HyperparameterFiles, *, method: str = "auto") -> Image:
@@ -57,7 +56,7 @@ def image_of(raw: RawFrame, hyperparameters: HyperparameterFiles, *, method: str
 
 def figures(scan: SimulatedScan, hyperparameters: HyperparameterFiles, *, shading: Any = 1) -> tuple[float, float]:
     """PSNR in dB of the one image of `scan` by auto and by CG-SENSE, against the reference times `shading`."""
-    (raw,) = raw_frames(scan)
+    (raw,) = frames_of(scan)
     auto, linear = (image_of(raw, hyperparameters, method=method)[0] for method in ("auto", "cg_sense"))
     reference = scan.reference[0] * shading
     return psnr(auto, reference, scan.support[0]), psnr(linear, reference, scan.support[0])
@@ -128,7 +127,7 @@ def scan() -> SimulatedScan:
 
 @pytest.fixture(scope="module")
 def expected(scan: SimulatedScan, hyperparameters: HyperparameterFiles) -> Image:
-    (raw,) = raw_frames(scan)
+    (raw,) = frames_of(scan)
     return image_of(raw, hyperparameters)
 
 
@@ -136,7 +135,7 @@ def expected(scan: SimulatedScan, hyperparameters: HyperparameterFiles) -> Image
 def test_a_factor_of_the_data_is_one_of_the_image(
     factor: complex, scan: SimulatedScan, expected: Image, hyperparameters: HyperparameterFiles
 ) -> None:
-    (raw,) = raw_frames(altered(scan, lambda a: a.data * factor))
+    (raw,) = frames_of(altered(scan, lambda a: a.data * factor))
     assert difference(image_of(raw, hyperparameters) / factor, expected) < SAME
 
 
@@ -208,7 +207,7 @@ def one_by_one(slices: SimulatedScan, hyperparameters: HyperparameterFiles) -> l
     images = []
     for index in range(3):
         own = tuple(a for a in slices.acquisitions if is_noise(a) or a.idx.slice == index)
-        (raw,) = raw_frames(dataclasses.replace(slices, acquisitions=own))
+        (raw,) = frames_of(dataclasses.replace(slices, acquisitions=own))
         images.append(image_of(raw, hyperparameters))
     return images
 
@@ -225,7 +224,7 @@ def test_images_of_one_scan_are_those_of_scans_of_their_own(
         setattr(acquisition.idx, counter, number)
     if counter != "repetition":  # interleaved, as echoes are; a repetition begins when the one before has ended
         imaging.sort(key=lambda a: a.idx.kspace_encode_step_1)
-    found = raw_frames(dataclasses.replace(slices, acquisitions=(*noise, *imaging)))
+    found = frames_of(dataclasses.replace(slices, acquisitions=(*noise, *imaging)))
     assert [getattr(raw.key, counter) for raw in found] == [0, 1, 2]
     for index, raw in enumerate(found):
         image = image_of(raw, hyperparameters)
@@ -240,7 +239,7 @@ def test_a_slice_without_signal_leaves_the_others(
 ) -> None:
     """All zero it was not acquired; with noise alone its image is noise, dark beside the others."""
     empty = altered(slices, lambda a: a.data * (is_noise(a) or a.idx.slice != 1))
-    assert [raw.key.slice for raw in raw_frames(empty)] == [0, 2]
+    assert [raw.key.slice for raw in frames_of(empty)] == [0, 2]
     rng = np.random.default_rng(0)
     level = np.abs(slices.reference).max() / 1e3
 
@@ -250,7 +249,7 @@ def test_a_slice_without_signal_leaves_the_others(
         white = rng.standard_normal((2, *acquisition.data.shape))
         return np.asarray(level * (white[0] + 1j * white[1]), np.complex64)
 
-    images = [image_of(raw, hyperparameters) for raw in raw_frames(altered(slices, hiss))]
+    images = [image_of(raw, hyperparameters) for raw in frames_of(altered(slices, hiss))]
     for index in (0, 2):
         assert difference(images[index], one_by_one[index]) < SAME
     assert np.abs(images[1]).max() < 0.1 * np.abs(images[0]).max()
@@ -302,7 +301,7 @@ def test_a_volume_with_poisson_like_phase_encodings(partitions: int, hyperparame
     angle = np.pi * (np.arange(partitions) + 0.5) / partitions
     shares = np.stack([np.sin(angle), np.sin(angle) * np.cos(angle)], axis=1)
     mask = poisson_like(partitions, 36, radius=1.5, acs=(8, 12), seed=partitions)
-    (raw,) = raw_frames(volume_scan(heads, shares, mask))
+    (raw,) = frames_of(volume_scan(heads, shares, mask))
     assert raw.protocol.acceleration > 1.8
     truth = np.tensordot(shares, heads.reference, 1)
     support = np.broadcast_to(heads.support.any(0), truth.shape)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from inrecon.acquire import Accumulator, parse_header
+from inrecon.acquire import raw_frames
 from inrecon.errors import InvalidFrame, UnknownName
 from inrecon.events import FallBack, FitFinished, FitProgressed, Warned, observe
 from inrecon.frame import RawFrame, Request
@@ -27,9 +27,7 @@ from inrecon_server.worker import Job, JobResult, Progress, Worker, run_job
 @pytest.fixture(scope="module")
 def raw() -> RawFrame:
     scan = simulate_scan(shape=(32, 32), coils=4, acceleration=2, acs=12)
-    accumulator = Accumulator(parse_header(scan.header))
-    frames = [frame for acquisition in scan.acquisitions for frame in accumulator.add(acquisition)]
-    return [*frames, *accumulator.finish()][0]
+    return raw_frames(scan.header, scan.acquisitions)[0]
 
 
 @pytest.fixture

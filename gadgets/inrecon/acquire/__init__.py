@@ -1,8 +1,9 @@
 """XML header to `Scan`; acquisitions to `RawFrame`. No torch: this runs where readouts are collected."""
 
 from inrecon.acquire.accumulate import Accumulator
+from inrecon.acquire.frames import raw_frames
 from inrecon.acquire.header import parse_header
 from inrecon.acquire.scan import Encoding, Limits, NotCartesian, Scan
 from inrecon.acquire.summary import Summary
 
-__all__ = ["Accumulator", "Encoding", "Limits", "NotCartesian", "Scan", "Summary", "parse_header"]
+__all__ = ["Accumulator", "Encoding", "Limits", "NotCartesian", "Scan", "Summary", "parse_header", "raw_frames"]

@@ -9,7 +9,7 @@ import pytest
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
-from inrecon.acquire import Accumulator, parse_header
+from inrecon.acquire import raw_frames
 from inrecon.errors import UnknownName
 from inrecon.frame import RawFrame
 from inrecon.methods import BilevelINR, tunable_fields
@@ -20,17 +20,15 @@ SMALL = {"levels": 4, "log2_table_size": 9, "base_resolution": 4, "width": 8, "p
 PLAN = Plan(method="bilevel_inr", trials=11, batch=4, rungs=(3, 6, 9), reduction=2, fixed=SMALL)
 
 
-def raw_frames(*, seed: int = 0, **scan: object) -> list[RawFrame]:
+def scanned(*, seed: int = 0, **scan: object) -> list[RawFrame]:
     usual: dict[str, object] = {"shape": (40, 36), "coils": 4, "acceleration": 2, "acs": 10, "seed": seed}
     simulated = simulate_scan(**{**usual, **scan})  # type: ignore[arg-type]
-    accumulator = Accumulator(parse_header(simulated.header))
-    frames = [raw for acquisition in simulated.acquisitions for raw in accumulator.add(acquisition)]
-    return frames + accumulator.finish()
+    return raw_frames(simulated.header, simulated.acquisitions)
 
 
 @pytest.fixture(scope="module")
 def scans() -> Scans:
-    return judged_scans(raw_frames(), device="cpu")
+    return judged_scans(scanned(), device="cpu")
 
 
 def study_with(sampler: str = "random", *, seed: int = 0) -> Study:
@@ -166,7 +164,7 @@ def test_an_unknown_sampler_is_named_with_those_that_there_are() -> None:
 
 
 def test_folds_hold_out_other_samples_of_the_same_frames() -> None:
-    found = judged_scans(raw_frames(slices=4), device="cpu", folds=2, slices=2)
+    found = judged_scans(scanned(slices=4), device="cpu", folds=2, slices=2)
     assert [len(group) for group in found.groups] == [4]
     frames = [one.frame for one in found.judged]
     assert all(frame.held_out is not None for frame in frames)
@@ -176,12 +174,12 @@ def test_folds_hold_out_other_samples_of_the_same_frames() -> None:
 
 
 def test_the_hash_is_of_the_readouts() -> None:
-    first, again, other = (judged_scans(raw_frames(seed=seed), device="cpu").sha256 for seed in (0, 0, 1))
+    first, again, other = (judged_scans(scanned(seed=seed), device="cpu").sha256 for seed in (0, 0, 1))
     assert first == again != other
 
 
 def full_and_less() -> tuple[list[RawFrame], list[RawFrame]]:
-    return raw_frames(acceleration=1, pattern="full", snr=200.0), raw_frames(snr=200.0)
+    return scanned(acceleration=1, pattern="full", snr=200.0), scanned(snr=200.0)
 
 
 def test_in_oracle_mode_the_truth_judges_and_nothing_is_held_out() -> None:
@@ -197,7 +195,7 @@ def test_in_oracle_mode_the_truth_judges_and_nothing_is_held_out() -> None:
 
 
 def other_sequence() -> list[RawFrame]:
-    first, second = raw_frames()[0], raw_frames(seed=1)[0]
+    first, second = scanned()[0], scanned(seed=1)[0]
     return [first, dataclasses.replace(second, protocol=dataclasses.replace(second.protocol, anatomy="KNEE"))]
 
 
@@ -205,21 +203,19 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "nothing": (lambda: judged_scans([], device="cpu"), "no frame"),
     "mixed protocols": (lambda: judged_scans(other_sequence(), device="cpu"), "different protocols: anatomy"),
     "too few samples": (
-        lambda: judged_scans(raw_frames(shape=(8, 8), acs=4, acceleration=2), device="cpu"),
+        lambda: judged_scans(scanned(shape=(8, 8), acs=4, acceleration=2), device="cpu"),
         "too few samples",
     ),
     "truth undersampled": (
-        lambda: judged_scans(raw_frames(), device="cpu", full=raw_frames()),
+        lambda: judged_scans(scanned(), device="cpu", full=scanned()),
         "fully sampled is not",
     ),
     "truth of another size": (
-        lambda: judged_scans(
-            raw_frames(), device="cpu", full=raw_frames(shape=(44, 36), acceleration=1, pattern="full")
-        ),
+        lambda: judged_scans(scanned(), device="cpu", full=scanned(shape=(44, 36), acceleration=1, pattern="full")),
         "fully sampled frame is",
     ),
     "truth of another frame": (
-        lambda: judged_scans(raw_frames(slices=2), device="cpu", full=full_and_less()[0]),
+        lambda: judged_scans(scanned(slices=2), device="cpu", full=full_and_less()[0]),
         "has no frame",
     ),
 }
