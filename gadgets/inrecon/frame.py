@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -239,7 +240,7 @@ class Frame:
         kept = ~self.held_out
         return replace(self, kspace=self.kspace * kept, operator=self.operator.restricted(kept), held_out=None)
 
-    @property
+    @cached_property
     def power(self) -> float:
         """The mean of |y|^2 over the acquired samples, noise included."""
         samples = int(self.operator.sampled.sum()) * len(self.kspace)

@@ -1,6 +1,6 @@
 """Names to things, once: methods, encoders, and whatever else is chosen by name in a file or on the wire."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
@@ -8,6 +8,12 @@ from typing import Generic, TypeVar
 from inrecon.errors import UnknownName
 
 T = TypeVar("T")
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The one of `names` that is nearest to a wrong one, as a question with a space after it; nothing if none is."""
+    near = get_close_matches(name, list(names), n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
 
 
 class Registry(Generic[T]):
@@ -37,9 +43,7 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         names = self.names()
         if name not in names:
-            near = get_close_matches(name, names, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise UnknownName(f"unknown {self._kind} {name!r}: {hint}known are {', '.join(names)}")
+            raise UnknownName(f"unknown {self._kind} {name!r}: {did_you_mean(name, names)}known are {', '.join(names)}")
         return self._entries[name]
 
     def names(self) -> list[str]:

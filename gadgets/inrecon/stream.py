@@ -9,7 +9,7 @@ in `reconstruct`, the same function for a scanner on TCP and for a file that is 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,26 +95,22 @@ class _Solved:
 
 
 def _solve(measurement: Measurement, *, method: Method, clock: _Stopwatch) -> list[_Solved]:
-    """Coil maps and fit of each problem of the batch, its k-space scaled to a largest magnitude of 1."""
-    indices = range(len(measurement.kspace))
-    fallbacks: list[list[str]] = [[] for _ in indices]
-    with clock("calibrate"):
-        maps = [coil_maps(measurement, index, fallbacks=fallbacks[index]) for index in indices]
-    scales = [float(kspace.abs().max()) or 1.0 for kspace in measurement.kspace]
+    """Coil maps and fit of each problem of the batch."""
+    fallbacks: list[list[str]] = [[] for _ in measurement.kspace]
+    frames, scales = _frames(measurement, fallbacks=fallbacks, clock=clock)
     with clock("fit"):
-        frames = [_frame(measurement, index, maps=maps[index], scale=scales[index]) for index in indices]
         fits = method.fit_slices(frames)
         tried = zip(frames, fits, fallbacks, strict=True)
         chosen = [_guarded(frame, fit, fallbacks=reasons) for frame, fit, reasons in tried]
         _synchronise(measurement.kspace.device)
     return [
         _Solved(
-            image=fit.image * intensity(measurement, csm.csm) * (scale * measurement.scale),
+            image=fit.image * intensity(measurement, frame.maps.csm) * (scale * measurement.scale),
             reconstruction=fit,
-            maps=csm,
+            maps=frame.maps,
             fallbacks=tuple(reasons),
         )
-        for fit, csm, scale, reasons in zip(chosen, maps, scales, fallbacks, strict=True)
+        for fit, frame, scale, reasons in zip(chosen, frames, scales, fallbacks, strict=True)
     ]
 
 
@@ -124,11 +120,20 @@ def frames_of(raw: RawFrame, *, device: str) -> list[Frame]:
     Raises `InvalidFrame` kinds, like `condition`.
     """
     measurement = condition(raw, device=device)
-    found = []
-    for index, kspace in enumerate(measurement.kspace):
-        maps = coil_maps(measurement, index, fallbacks=[])
-        found.append(_frame(measurement, index, maps=maps, scale=float(kspace.abs().max()) or 1.0))
-    return found
+    frames, _ = _frames(measurement, fallbacks=[[] for _ in measurement.kspace], clock=_Stopwatch())
+    return frames
+
+
+def _frames(
+    measurement: Measurement, *, fallbacks: Sequence[list[str]], clock: _Stopwatch
+) -> tuple[list[Frame], list[float]]:
+    """Each problem of the batch with its coil maps, k-space scaled to a largest magnitude of 1; and these scales."""
+    with clock("calibrate"):
+        maps = [coil_maps(measurement, index, fallbacks=reasons) for index, reasons in enumerate(fallbacks)]
+    scales = [float(kspace.abs().max()) or 1.0 for kspace in measurement.kspace]
+    with clock("fit"):
+        both = enumerate(zip(maps, scales, strict=True))
+        return [_frame(measurement, index, maps=csm, scale=scale) for index, (csm, scale) in both], scales
 
 
 def _frame(measurement: Measurement, index: int, *, maps: CoilMaps, scale: float) -> Frame:

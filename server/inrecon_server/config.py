@@ -9,13 +9,13 @@ import json
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from inrecon.errors import InreconError
 from inrecon.frame import DTYPES, PRESETS, Request
+from inrecon.registry import did_you_mean
 
 NULL = "null"
 """The method that reads everything and answers nothing but CLOSE."""
@@ -94,8 +94,7 @@ def _by_name(name: str) -> Configuration:
     texts = _texts()
     if bare in texts:
         return _from_xml(texts[bare], name=bare)
-    near = get_close_matches(bare, names(), n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = did_you_mean(bare, names())
     raise ConfigError(f"unknown configuration {name[:80]!r}: {hint}known are {', '.join(names())}")
 
 

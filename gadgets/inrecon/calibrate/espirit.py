@@ -42,7 +42,7 @@ def espirit(
     too small, zero or not finite.
     """
     block, widths = _checked(calibration, kernel)
-    low_resolution = image_on_grid(block * _hann(block.shape[1:], like=block), shape)
+    low_resolution = image_on_grid(block * _block_window(block.shape[1:], like=block), shape)
     consistency = _consistency_matrices(_lag_kernels(block, widths, singular_threshold), shape)
     csm, eigenvalue = _dominant_eigenpairs(consistency, low_resolution)
     brightness = torch.linalg.vector_norm(low_resolution, dim=0)
@@ -126,7 +126,7 @@ def _dominant_eigenpairs(matrices: torch.Tensor, start: torch.Tensor) -> tuple[t
     return vector.squeeze(-1).permute(2, 0, 1), eigenvalue
 
 
-def _hann(shape: torch.Size, *, like: torch.Tensor) -> torch.Tensor:
+def _block_window(shape: torch.Size, *, like: torch.Tensor) -> torch.Tensor:
     """Separable window ``(rows, columns)`` that falls to zero just outside a block of `shape`."""
     rows, columns = (
         torch.hann_window(n + 2, periodic=False, dtype=like.real.dtype, device=like.device)[1:-1] for n in shape

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from itertools import product
@@ -19,6 +18,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, PlainValidator, model_validator
 
 from inrecon.frame import Protocol
+from inrecon.registry import did_you_mean
 
 # ISMRMRD's trajectoryType.
 TRAJECTORIES = ("cartesian", "epi", "radial", "goldenangle", "spiral", "other")
@@ -47,8 +47,7 @@ def _trajectories(value: object) -> tuple[str, ...]:
     names = _globs(value)
     for name in names:
         if name not in TRAJECTORIES:
-            near = get_close_matches(name, TRAJECTORIES, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            hint = did_you_mean(name, TRAJECTORIES)
             raise ValueError(f"unknown trajectory {name!r}: {hint}known are {', '.join(TRAJECTORIES)}")
     return names
 

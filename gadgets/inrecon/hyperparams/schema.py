@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from datetime import date
-from difflib import get_close_matches
 from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Annotated, Literal
@@ -19,6 +18,7 @@ from inrecon.hyperparams import strict_yaml
 from inrecon.hyperparams.match import Match, Matrix
 from inrecon.methods import build, methods
 from inrecon.methods.method import InvalidHyperparameter
+from inrecon.registry import did_you_mean
 
 Value = bool | int | float | str
 
@@ -165,9 +165,8 @@ def _in_words(error: ErrorDetails) -> tuple[str, str]:
             return field, str(error["ctx"]["error"])
         case "literal_error":
             expected = error["ctx"]["expected"]
-            near = get_close_matches(str(value), re.findall(r"'([^']*)'", expected), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            return field, f"must be {expected}, not {short_repr(value)}{hint}"
+            hint = did_you_mean(str(value), re.findall(r"'([^']*)'", expected)).rstrip()
+            return field, "; ".join(filter(None, (f"must be {expected}, not {short_repr(value)}", hint)))
         case _ if value is None:
             return field, "is empty: give a value or delete the line"
         case "string_type":
@@ -179,6 +178,4 @@ def _in_words(error: ErrorDetails) -> tuple[str, str]:
 
 
 def _right_names(name: str, names: Iterable[str]) -> str:
-    near = get_close_matches(name, list(names), n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}the fields are {', '.join(sorted(names))}"
+    return f"{did_you_mean(name, names)}the fields are {', '.join(sorted(names))}"

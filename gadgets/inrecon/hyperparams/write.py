@@ -59,7 +59,7 @@ def write_entry(
     problems = tuple(_conflicts(entry, folder or path.parent))
     if problems:
         raise FileProblems(str(path), problems)
-    _replace(path, data)
+    replace_file(path, data)
     return entry
 
 
@@ -137,8 +137,11 @@ def _place(file: str) -> Path:
     return Path(file).parent.resolve() / Path(file).name
 
 
-def _replace(path: Path, data: bytes) -> None:
-    """`data` becomes the content of `path` in one step; a link is followed, permissions of a file there are kept."""
+def replace_file(path: Path, data: bytes) -> None:
+    """`data` becomes the content of `path` in one step; a link is followed, permissions of a file there are kept.
+
+    Raises `OSError` that names `path` if it cannot be written, which then is as it was.
+    """
     target = path.resolve()
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(target.parent))

@@ -123,12 +123,14 @@ class BilevelINR(Method):
             return [None] * len(frames), "iterations"
         best, stopped_by = [Best() for _ in frames], "iterations"
         for _ in fit.iterate(max(1, round(self.iterations * (1 - self.released)))):
-            images = fit.images().mean(1)
-            judged = zip(best, frames, images, strict=True)
-            if self.patience and min(b.update(frame.loss(x), x) for b, frame, x in judged) >= self.patience:
+            if not self.patience:
+                continue
+            judged = zip(best, frames, fit.images().mean(1), strict=True)
+            if min(b.update(frame.loss(x), x) for b, frame, x in judged) >= self.patience:
                 stopped_by = "held-out samples"
                 break
-        return [image if b.image is None else b.image for b, image in zip(best, images, strict=True)], stopped_by
+        last = zip(best, fit.images().mean(1), strict=True)
+        return [image if b.image is None else b.image for b, image in last], stopped_by
 
     def _released_part(
         self, fit: LowerLevel, trials: Sequence[torch.Tensor | None], *, iterations: int

@@ -28,7 +28,8 @@ def closed(
     if tried is not None:
         trials = data_consistent(frame.training, prior=tried, weights=weights, iterations=ITERATIONS)
         losses = [frame.loss(image) for image in trials]
-        excess = [loss - frame.noise_loss for loss in losses if loss is not None]
+        noise = frame.noise_loss
+        excess = [loss - noise for loss in losses if loss is not None]
         if excess:
             tolerated = min(excess) + TOLERANCE * max(min(excess), 0.0)
             chosen = next(i for i, loss in enumerate(excess) if loss <= tolerated)

@@ -77,7 +77,7 @@ class LowerLevel:
             generators=[torch.Generator().manual_seed(method.seed) for _ in frames for method in methods],
         )
         self._noise_share = statistics.median_low(frame.noise_share for frame in training)
-        self.optimizer = torch.optim.Adam(self._parameter_groups(), betas=(0.9, 0.99), eps=1e-15, fused=True)
+        self.optimizer = self._adam()
         offsets = [[self._offset(method, frame) for method in methods] for frame in training]
         self._delta = torch.tensor(offsets, device=kspace.device)[..., None, None, None]
         self._dropout = [torch.Generator(kspace.device).manual_seed(method.seed) for method in methods]
@@ -123,7 +123,7 @@ class LowerLevel:
         self.history = [losses[:, list(members)] for losses in self.history]
         for view in self._views:
             view.average = None if view.average is None else view.average[:, list(members)]
-        self.optimizer = torch.optim.Adam(self._parameter_groups(), betas=(0.9, 0.99), eps=1e-15, fused=True)
+        self.optimizer = self._adam()
         kept = {parameter for group in self.optimizer.param_groups for parameter in group["params"]}
         self.optimizer.state.update({parameter: values for parameter, values in state.items() if parameter in kept})
 
@@ -183,6 +183,9 @@ class LowerLevel:
     def _phase(self, linear: Sequence[torch.Tensor], offset: Offset) -> torch.Tensor:
         """The phase that the slices are expected to have, from their linear reconstructions."""
         return smooth_phase(torch.stack(list(linear))[:, None], width=self.method.phase_width, offset=offset)
+
+    def _adam(self) -> torch.optim.Adam:
+        return torch.optim.Adam(self._parameter_groups(), betas=(0.9, 0.99), eps=1e-15, fused=True)
 
     def _parameter_groups(self) -> list[dict[str, object]]:
         """Each member's encoders and MLPs, those of all slices, with the member's own rate and decays."""

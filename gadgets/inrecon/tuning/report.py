@@ -6,7 +6,6 @@ import base64
 import html
 import io
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import accumulate
@@ -23,6 +22,7 @@ from PIL import Image as Picture
 from plotly.offline import get_plotlyjs
 
 from inrecon.errors import InvalidFrame
+from inrecon.hyperparams.write import replace_file
 from inrecon.methods import methods, tunable_fields
 
 STATES = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "dropped", TrialState.FAIL: "failed"}
@@ -91,12 +91,7 @@ def write_report(
     if facts:
         body += ["<h2>Provenance</h2>", _table(list(facts.items()))]
     page = PAGE.format(title=html.escape(title), plotly=get_plotlyjs(), body="\n".join(body))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(path, page.encode())
 
 
 def _losses(trial: FrozenTrial) -> dict[int, float]:

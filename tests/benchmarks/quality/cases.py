@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_args
 
@@ -10,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from inrecon.errors import InreconError
+from inrecon.registry import did_you_mean
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -131,9 +131,7 @@ def _fault(model: type[BaseModel], loc: tuple[int | str, ...], kind: str, messag
     place = ".".join(str(part + 1 if isinstance(part, int) else part) for part in loc)
     if kind == "extra_forbidden":
         keys = sorted(_model_at(model, loc[:-1]).model_fields)
-        near = get_close_matches(str(loc[-1]), keys, n=1)
-        meant = f"did you mean {near[0]!r}? " if near else ""
-        return f"unknown key {place}: {meant}known are {', '.join(keys)}"
+        return f"unknown key {place}: {did_you_mean(str(loc[-1]), keys)}known are {', '.join(keys)}"
     return f"{place}: {message.removeprefix('Value error, ')}" if place else message.removeprefix("Value error, ")
 
 
