@@ -191,11 +191,10 @@ def _send(options: argparse.Namespace) -> int:
 def _tune(options: argparse.Namespace) -> int:
     try:
         from inrecon_server.tune import Data, Search, open_study, search_with
-        from inrecon_server.tuned import current_values, write_results
+        from inrecon_server.tuned import current_values, fixed_values, write_results
     except ModuleNotFoundError as error:
         raise InreconError(f"tuning needs the package {error.name}: pip install 'inrecon[tune]'") from error
     from inrecon.hyperparams import HyperparameterFiles
-    from inrecon.methods import methods, tunable_fields
     from inrecon.tuning import RUNGS, Plan
 
     output: Path = options.output.resolve()
@@ -213,17 +212,12 @@ def _tune(options: argparse.Namespace) -> int:
     scans = data.load()
     entry = files.look_up(scans.protocol)
     method = options.method or entry.method
-    searched = tunable_fields(methods[method])
-    if not searched:
-        raise InreconError(f"method {method!r} has no field to tune")
-    resolved = entry.resolve(Request(method=method))
-    presets = {name for preset in entry.presets.values() for name in preset}
-    fixed = {
-        name: value
-        for name, value in entry.values.items()
-        if resolved.sources.get(name) == "entry" and name not in searched and name not in presets
-    }
-    plan = Plan(method=method, trials=options.trials, rungs=RUNGS[-1:] if options.whole else RUNGS, fixed=fixed)
+    plan = Plan(
+        method=method,
+        trials=options.trials,
+        rungs=RUNGS[-1:] if options.whole else RUNGS,
+        fixed=fixed_values(entry, method),
+    )
     search = Search(
         data=data,
         plan=plan,

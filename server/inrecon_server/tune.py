@@ -36,7 +36,7 @@ from inrecon.acquire import raw_frames
 from inrecon.errors import InreconError
 from inrecon.frame import RawFrame
 from inrecon.tuning import Plan, Scans, compete, judged_scans, make_sampler
-from inrecon.tuning.study import BEGUN, again, retry
+from inrecon.tuning.study import again, begun_trials, retry
 from inrecon_server.files import open_raw
 
 log = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def open_study(search: Search, *, sha256: str, candidates: Mapping[str, Mapping[
         what = ", ".join(name for name, value in belongs.items() if known.get(name) != value)
         raise SearchFailed(f"the study {search.study!r} in {search.storage} is of other {what}: give another --study")
     study.set_user_attr("belongs", belongs)
-    retry(study, [trial for trial in running_trials(study) if not _alive(trial)])
+    retry(study, _lost(study))
     for origin, values in candidates.items():
         study.enqueue_trial(dict(values), user_attrs={"origin": origin}, skip_if_exists=True)
     return study
@@ -144,13 +144,13 @@ def _in_processes(search: Search, study: Study, screen: _Screen, *, jobs: int) -
     deaths, number = 0, 0
     try:
         while True:
-            while len(alive) < jobs and _left(study, search.plan) > 0:
+            while len(alive) < jobs and begun_trials(study) < search.plan.trials:
                 process = context.Process(target=_worker, args=(search, search.seed + 1000 * number, threads))
                 process.start()
                 alive[number] = process
                 number += 1
             if not alive:
-                if not (lost := [trial for trial in running_trials(study) if not _alive(trial)]):
+                if not (lost := _lost(study)):
                     return
                 retry(study, lost)
                 continue
@@ -162,7 +162,7 @@ def _in_processes(search: Search, study: Study, screen: _Screen, *, jobs: int) -
                 del alive[index]
                 if process.exitcode != 0:
                     deaths += 1
-                    lost = [trial for trial in running_trials(study) if not _alive(trial)]
+                    lost = _lost(study)
                     log.warning("a worker ended with code %s; %s trials are tried again", process.exitcode, len(lost))
                     retry(study, lost)
                 if deaths > MOST_DEATHS:
@@ -186,13 +186,10 @@ def _worker(search: Search, seed: int, threads: int) -> None:
         sys.exit(1)
 
 
-def running_trials(study: Study) -> list[FrozenTrial]:
-    """Trials that some worker has begun and not ended."""
-    return study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
-
-
-def _left(study: Study, plan: Plan) -> int:
-    return plan.trials - sum(trial.state in BEGUN for trial in study.get_trials(deepcopy=False))
+def _lost(study: Study) -> list[FrozenTrial]:
+    """Trials that some worker has begun and not ended, and will not."""
+    running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+    return [trial for trial in running if not _alive(trial)]
 
 
 def _study(search: Search, *, seed: int) -> Study:

@@ -13,6 +13,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from inrecon import __version__
+from inrecon.errors import InreconError
 from inrecon.frame import Request
 from inrecon.hyperparams import Entry, HyperparameterFiles, match_for, write_entry
 from inrecon.hyperparams.schema import Value
@@ -50,6 +51,21 @@ def current_values(files: HyperparameterFiles, method: str) -> dict[str, dict[st
         if searched not in found.values():
             found[entry.name] = searched
     return found
+
+
+def fixed_values(entry: Entry, method: str) -> dict[str, Value]:
+    """What `entry` asks of `method` besides the fields that are searched for and those that its presets set.
+
+    Raises `InreconError` if nothing is searched for.
+    """
+    searched = tunable_fields(methods[method])
+    if not searched:
+        raise InreconError(f"method {method!r} has no field to tune")
+    sources = entry.resolve(Request(method=method)).sources
+    elsewhere = {*searched, *(name for preset in entry.presets.values() for name in preset)}
+    return {
+        name: value for name, value in entry.values.items() if sources.get(name) == "entry" and name not in elsewhere
+    }
 
 
 def outcome(study: Study) -> Tuned:

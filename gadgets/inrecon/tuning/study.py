@@ -69,6 +69,11 @@ def compete(
     return spent
 
 
+def begun_trials(study: Study) -> int:
+    """The number of trials that count towards a plan: those that wait or have failed do not."""
+    return len(study.get_trials(deepcopy=False, states=BEGUN))
+
+
 def retry(study: Study, lost: Sequence[FrozenTrial]) -> None:
     """Tell running trials whose worker is gone as failed; their candidates come again, but not for ever."""
     for trial in lost:
@@ -103,7 +108,7 @@ def _ask(study: Study, plan: Plan, worker: str, batch: list[Trial]) -> list[Tria
     """Fill `batch` with the next candidates; with none if all are under way."""
     space = search_space(methods[plan.method])
     batch.clear()
-    while len(batch) < plan.batch and sum(t.state in BEGUN for t in study.get_trials(deepcopy=False)) < plan.trials:
+    while len(batch) < plan.batch and begun_trials(study) < plan.trials:
         with warnings.catch_warnings():
             # Heartbeats are sent here as well as Study.optimize would send them.
             warnings.filterwarnings("ignore", message="Heartbeat of storage", category=UserWarning)
