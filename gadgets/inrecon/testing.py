@@ -9,12 +9,13 @@ The suites are pytest classes without importing pytest; they need nothing but to
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 
 from inrecon.encoders import Encoder, EncoderSettings, encoders, pixel_centres
 from inrecon.errors import InreconError
-from inrecon.frame import CoilMaps, Frame
+from inrecon.frame import CoilMaps, Frame, Protocol
 from inrecon.methods import Method, build, hold_out, methods, tunable_fields
 from inrecon.methods.method import or_error
 from inrecon.operators import CartesianSense, LinearOperator
@@ -60,6 +61,22 @@ def simulated_frame(
     operator = CartesianSense(maps.csm, mask.to(device))
     frame = Frame(kspace=kspace.to(device), operator=operator, maps=maps, noise_level=noise)
     return frame, truth.to(device)
+
+
+def scan_protocol(**changes: Any) -> Protocol:
+    """What the header of a knee scan says, but for `changes`."""
+    knee = Protocol(
+        name="knee_T2",
+        sequence="TSE",
+        anatomy="KNEE",
+        vendor="SIEMENS",
+        field_strength_T=2.89,
+        trajectory="cartesian",
+        matrix=(256, 320),
+        acceleration=4.2,
+        coils=16,
+    )
+    return dataclasses.replace(knee, **changes)
 
 
 def relative_error(image: torch.Tensor, truth: torch.Tensor) -> float:

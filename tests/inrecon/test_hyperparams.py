@@ -24,6 +24,7 @@ from inrecon.hyperparams import Entry, Finding, HyperparameterFiles, check
 from inrecon.hyperparams.match import TRAJECTORIES, Match, globs_meet
 from inrecon.hyperparams.snapshot import shipped_folder
 from inrecon.methods.method import InvalidHyperparameter, Method, bounded, methods, tunable
+from inrecon.testing import scan_protocol
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -64,21 +65,6 @@ GOOD: dict[str, Any] = {
     "provenance": {"from": "by hand", "source": "made up"},
 }
 DEFAULT = {**GOOD, "match": {}}
-
-
-def protocol(**changes: Any) -> Protocol:
-    fields: dict[str, Any] = {
-        "name": "knee_T2",
-        "sequence": "TSE",
-        "anatomy": "KNEE",
-        "vendor": "SIEMENS",
-        "field_strength_T": 2.89,
-        "trajectory": "cartesian",
-        "matrix": (256, 320),
-        "acceleration": 4.2,
-        "coils": 16,
-    }
-    return Protocol(**{**fields, **changes})
 
 
 def write(folder: Path, /, **documents: Any) -> Path:
@@ -166,7 +152,7 @@ def test_a_snapshot_crosses_to_another_process_and_outlives_its_files(tmp_path: 
     (tmp_path / "knee.yaml").unlink()
     arrived = pickle.loads(pickle.dumps(files))
     assert arrived == files
-    assert arrived.look_up(protocol(name="knee")).name == "knee"
+    assert arrived.look_up(scan_protocol(name="knee")).name == "knee"
     with pytest.raises(dataclasses.FrozenInstanceError):
         files.entries[0].values = {}  # type: ignore[misc]
 
@@ -336,7 +322,7 @@ NOT_MATCHING = [
     ("match", "expected"), [(m, "other") for m in MATCHING] + [(m, "default") for m in NOT_MATCHING]
 )
 def test_matching(tmp_path: Path, match: dict[str, Any], expected: str) -> None:
-    assert entries_for(tmp_path, default={}, other=match).look_up(protocol()).name == expected
+    assert entries_for(tmp_path, default={}, other=match).look_up(scan_protocol()).name == expected
 
 
 @pytest.mark.parametrize(
@@ -351,14 +337,14 @@ def test_matching(tmp_path: Path, match: dict[str, Any], expected: str) -> None:
 )
 def test_what_the_header_does_not_say_matches_no_constraint(tmp_path: Path, field: str, match: dict[str, Any]) -> None:
     files = entries_for(tmp_path, default={}, other=match)
-    assert files.look_up(protocol()).name == "other"
-    assert files.look_up(protocol(**{field: None})).name == "default"
+    assert files.look_up(scan_protocol()).name == "other"
+    assert files.look_up(scan_protocol(**{field: None})).name == "default"
 
 
 def test_brackets_in_a_protocol_name_stand_for_themselves(tmp_path: Path) -> None:
     files = entries_for(tmp_path, default={}, other={"protocol": "t2 [sag] *"})
-    assert files.look_up(protocol(name="T2 [sag] left")).name == "other"
-    assert files.look_up(protocol(name="T2 s left")).name == "default"
+    assert files.look_up(scan_protocol(name="T2 [sag] left")).name == "other"
+    assert files.look_up(scan_protocol(name="T2 s left")).name == "default"
 
 
 def test_the_more_specific_file_wins(tmp_path: Path) -> None:
@@ -366,25 +352,25 @@ def test_the_more_specific_file_wins(tmp_path: Path) -> None:
     files = entries_for(
         tmp_path, default={}, a_one={"sequence": "tse"}, b_crowd=crowd, c_exact={"protocol": ["hip*", "knee_t2"]}
     )
-    assert files.look_up(protocol()).name == "c_exact"
-    assert files.look_up(protocol(name="knee_t1")).name == "b_crowd"
-    assert files.look_up(protocol(name="hip")).name in {"a_one", "c_exact"}
-    assert files.look_up(protocol(sequence="EPI", name="x")).name == "default"
+    assert files.look_up(scan_protocol()).name == "c_exact"
+    assert files.look_up(scan_protocol(name="knee_t1")).name == "b_crowd"
+    assert files.look_up(scan_protocol(name="hip")).name in {"a_one", "c_exact"}
+    assert files.look_up(scan_protocol(sequence="EPI", name="x")).name == "default"
 
 
 def test_of_two_exact_names_the_one_with_more_constraints_wins(tmp_path: Path) -> None:
     files = entries_for(tmp_path, a={"protocol": "knee_t2"}, b={"protocol": "knee_t2", "coils": [16, 16]})
-    assert files.look_up(protocol()).name == "b"
-    assert files.look_up(protocol(coils=8)).name == "a"
+    assert files.look_up(scan_protocol()).name == "b"
+    assert files.look_up(scan_protocol(coils=8)).name == "a"
 
 
 def test_between_equals_the_first_by_name_is_taken_and_a_warning_given(tmp_path: Path) -> None:
     files = entries_for(tmp_path, default={}, beta={"sequence": "tse"}, alpha={"coils": [1, 64]})
     heard: list[Event] = []
     with listening(heard.append):
-        assert files.look_up(protocol()).name == "alpha"
-        assert files.look_up(protocol(sequence="EPI")).name == "alpha"
-    assert HyperparameterFiles(entries=files.entries[::-1]).look_up(protocol()).name == "alpha"
+        assert files.look_up(scan_protocol()).name == "alpha"
+        assert files.look_up(scan_protocol(sequence="EPI")).name == "alpha"
+    assert HyperparameterFiles(entries=files.entries[::-1]).look_up(scan_protocol()).name == "alpha"
     (warning,) = heard
     assert isinstance(warning, Warned)
     assert "alpha, beta match equally well; alpha was taken" in warning.text
@@ -395,9 +381,9 @@ def test_a_scan_that_nothing_matches_is_told_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(
         NoHyperparameters, match=r"TSE, KNEE, 2\.89 T, cartesian, matrix 256 x 320, acceleration 4\.2, 16"
     ):
-        files.look_up(protocol())
+        files.look_up(scan_protocol())
     with pytest.raises(NoHyperparameters, match="unknown sequence, KNEE, unknown field strength"):
-        files.look_up(protocol(sequence=None, field_strength_T=None))
+        files.look_up(scan_protocol(sequence=None, field_strength_T=None))
 
 
 @pytest.mark.parametrize("name", ["empty", "missing"])
@@ -422,7 +408,7 @@ match_fields = st.fixed_dictionaries(
     },
 )
 protocols = st.builds(
-    protocol, name=names | st.none(), sequence=names, coils=st.integers(1, 6), acceleration=st.floats(1, 6)
+    scan_protocol, name=names | st.none(), sequence=names, coils=st.integers(1, 6), acceleration=st.floats(1, 6)
 )
 
 
@@ -477,7 +463,7 @@ def test_trajectories_are_those_of_ismrmrd() -> None:
 @pytest.fixture
 def toy(tmp_path: Path) -> Entry:
     presets = {"fast": {"iterations": 20}, "quality": {"iterations": 900, "step": 5e-3}}
-    return HyperparameterFiles.load(write(tmp_path, default=DEFAULT | {"presets": presets})).look_up(protocol())
+    return HyperparameterFiles.load(write(tmp_path, default=DEFAULT | {"presets": presets})).look_up(scan_protocol())
 
 
 def test_later_layers_win_and_each_field_says_whence(toy: Entry) -> None:
@@ -682,7 +668,7 @@ SCANS = [
 def test_the_protocols_of_the_paper_find_their_entries(
     shipped: HyperparameterFiles, scan: dict[str, Any], name: str, weight_decay_encoder: float
 ) -> None:
-    found_entry = shipped.look_up(protocol(**scan))
+    found_entry = shipped.look_up(scan_protocol(**scan))
     resolved = found_entry.resolve(Request())
     assert found_entry.name == name
     assert resolved.values["weight_decay_encoder"] == weight_decay_encoder

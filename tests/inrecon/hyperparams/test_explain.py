@@ -12,21 +12,7 @@ from inrecon.errors import NoHyperparameters, UnknownName
 from inrecon.frame import Protocol, Request
 from inrecon.hyperparams import Entry, HyperparameterFiles, explain
 from inrecon.hyperparams.match import Match
-
-
-def protocol(**changes: Any) -> Protocol:
-    fields: dict[str, Any] = {
-        "name": "knee_T2",
-        "sequence": "TSE",
-        "anatomy": None,
-        "vendor": "SIEMENS",
-        "field_strength_T": 2.89,
-        "trajectory": "cartesian",
-        "matrix": (256, 320),
-        "acceleration": 4.26667,
-        "coils": 16,
-    }
-    return Protocol(**{**fields, **changes})
+from inrecon.testing import scan_protocol
 
 
 def files(**matches: dict[str, Any]) -> HyperparameterFiles:
@@ -86,29 +72,30 @@ def test_the_lines_tell_what_was_chosen_why_and_what_becomes_of_it() -> None:
         wide={"matrix": {"y": [240, 272], "x": [240, 272]}},
         many={"coils": [20, 32]},
     )
-    told = explain(protocol(), folder, Request(preset="fast", overrides={"noise_factor": 2})).lines()
+    scan = scan_protocol(anatomy=None, acceleration=4.26667)
+    told = explain(scan, folder, Request(preset="fast", overrides={"noise_factor": 2})).lines()
     assert told == FOUND.splitlines()
 
 
 def test_of_two_that_match_the_one_with_fewer_fields_is_told_so() -> None:
-    told = explain(protocol(), files(default={}, knee={"sequence": "tse"}), Request()).lines()
+    told = explain(scan_protocol(), files(default={}, knee={"sequence": "tse"}), Request()).lines()
     assert "  default  matches, too, but constrains 0 fields, not 1" in told
 
 
 def test_of_equals_the_first_by_name_is_told_so() -> None:
-    told = explain(protocol(), files(beta={"sequence": "tse"}, alpha={"coils": [16, 16]}), Request()).lines()
+    told = explain(scan_protocol(), files(beta={"sequence": "tse"}, alpha={"coils": [16, 16]}), Request()).lines()
     assert "It takes alpha (files/alpha.yaml)" in told
     assert "  beta  matches, too, but no better than alpha, the first by name" in told
 
 
 def test_the_default_alone_is_told_so() -> None:
-    told = explain(protocol(), files(default={}), Request()).lines()
+    told = explain(scan_protocol(), files(default={}), Request()).lines()
     assert "  which is for every scan that no other file matches" in told
     assert "Not taken" not in told
 
 
 def test_that_no_file_matches_is_an_explanation() -> None:
-    told = explain(protocol(), files(brain={"anatomy": "brain"}), Request())
+    told = explain(scan_protocol(anatomy=None), files(brain={"anatomy": "brain"}), Request())
     assert told.chosen is told.resolved is None
     assert told.lines()[-4:] == [
         "No file matches it; a file default.yaml would.",
@@ -119,17 +106,17 @@ def test_that_no_file_matches_is_an_explanation() -> None:
 
 
 def test_a_method_without_fields_is_told_so() -> None:
-    told = explain(protocol(), files(default={}), Request(method="zero_filled")).lines()
+    told = explain(scan_protocol(), files(default={}), Request(method="zero_filled")).lines()
     assert told[-2:] == ["Method zero_filled, preset standard", "  which has no fields"]
 
 
 def test_a_request_that_cannot_be_met_is_refused() -> None:
     with pytest.raises(UnknownName, match="did you mean 'cg_sense'"):
-        explain(protocol(), files(default={}), Request(method="cg_sens"))
+        explain(scan_protocol(), files(default={}), Request(method="cg_sens"))
 
 
 def test_what_a_header_holds_cannot_steer_a_terminal() -> None:
-    scan = protocol(name="knee\x1b[2J\r\n\u202efake", sequence="\x07" * 9, anatomy="x" * 5000)
+    scan = scan_protocol(name="knee\x1b[2J\r\n\u202efake", sequence="\x07" * 9, anatomy="x" * 5000)
     told = explain(scan, files(default={}, a={"anatomy": "x*"}, b={"sequence": "\x07\x1b"}), Request()).lines()
     assert all(line.isprintable() for line in told)
     assert max(map(len, told)) < 200
@@ -145,7 +132,7 @@ matches = st.fixed_dictionaries(
     {}, optional={"protocol": globs, "sequence": globs, "coils": spans, "matrix": st.fixed_dictionaries({"y": spans})}
 )
 protocols = st.builds(
-    protocol,
+    scan_protocol,
     name=names | st.none(),
     sequence=names | st.none(),
     coils=st.integers(1, 6),
@@ -190,7 +177,7 @@ def test_every_entry_is_accounted_for(fields: list[dict[str, Any]], scan: Protoc
 
 @pytest.mark.parametrize("preset", ["fast", "standard", "quality"])
 def test_every_value_is_told_with_its_source(preset: Any) -> None:
-    told = explain(protocol(), HyperparameterFiles.load(), Request(preset=preset, overrides={"seed": 7}))
+    told = explain(scan_protocol(), HyperparameterFiles.load(), Request(preset=preset, overrides={"seed": 7}))
     assert told.resolved is not None
     rows = {line.split()[0]: line.split(maxsplit=2)[1:] for line in told.lines()[-len(told.resolved.values) :]}
     assert rows.keys() == told.resolved.values.keys()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -22,6 +23,7 @@ from inrecon.hyperparams.entry import read
 from inrecon.hyperparams.match import TRAJECTORIES, Match
 from inrecon.hyperparams.schema import FileProblems
 from inrecon.methods import BilevelINR, methods, tunable_fields
+from inrecon.testing import scan_protocol
 
 GIVEN: dict[str, Any] = {
     "match": {"sequence": "TSE", "matrix": {"y": [240, 272], "x": [240, 272]}, "field_strength_T": [2.7, 3.3]},
@@ -53,21 +55,6 @@ provenance:
   data: one knee
   date: '2026-03-02'
 """
-
-
-def protocol(**changes: Any) -> Protocol:
-    fields: dict[str, Any] = {
-        "name": "knee_T2",
-        "sequence": "TSE",
-        "anatomy": "KNEE",
-        "vendor": "SIEMENS",
-        "field_strength_T": 2.89,
-        "trajectory": "cartesian",
-        "matrix": (256, 320),
-        "acceleration": 4.2,
-        "coils": 16,
-    }
-    return Protocol(**{**fields, **changes})
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -193,7 +180,6 @@ def test_numbers_take_no_more_room_than_they_need(tmp_path: Path) -> None:
 
 
 def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
-    np = pytest.importorskip("numpy")
     entry = write_entry(tmp_path / "knee.yaml", **GIVEN | {"values": {"learning_rate": np.float64(1e-3)}})
     assert entry.values == {"learning_rate": 1e-3}
 
@@ -371,7 +357,7 @@ def test_a_match_can_be_written(folder: Path, scan: Protocol) -> None:
 
 
 def test_a_match_holds_what_the_header_says_and_ranges_around_the_numbers() -> None:
-    assert match_for(protocol()) == {
+    assert match_for(scan_protocol()) == {
         "sequence": "TSE",
         "anatomy": "KNEE",
         "field_strength_T": [2.6, 3.18],
@@ -380,7 +366,7 @@ def test_a_match_holds_what_the_header_says_and_ranges_around_the_numbers() -> N
         "acceleration": [3.15, 5.67],
         "coils": [12, 20],
     }
-    assert match_for(protocol(acceleration=1.2))["acceleration"] == [1.0, 1.62]
+    assert match_for(scan_protocol(acceleration=1.2))["acceleration"] == [1.0, 1.62]
 
 
 @pytest.mark.parametrize(
@@ -398,13 +384,13 @@ def test_a_match_holds_what_the_header_says_and_ranges_around_the_numbers() -> N
     ],
 )
 def test_a_match_is_not_for_other_scans(other: dict[str, Any]) -> None:
-    assert Match.model_validate(match_for(protocol())).rank(protocol(**other)) is None
+    assert Match.model_validate(match_for(scan_protocol())).rank(scan_protocol(**other)) is None
 
 
 def test_the_name_serves_where_the_header_does_not_say_what_the_scan_is() -> None:
-    assert "protocol" not in match_for(protocol(sequence=None))
-    assert match_for(protocol(sequence=None, anatomy=None))["protocol"] == "knee_T2"
-    assert set(match_for(protocol(name=None, sequence="", anatomy=None, field_strength_T=None))) == {
+    assert "protocol" not in match_for(scan_protocol(sequence=None))
+    assert match_for(scan_protocol(sequence=None, anatomy=None))["protocol"] == "knee_T2"
+    assert set(match_for(scan_protocol(name=None, sequence="", anatomy=None, field_strength_T=None))) == {
         "trajectory",
         "matrix",
         "acceleration",
@@ -427,7 +413,7 @@ def entry(number: int, match: Mapping[str, object]) -> Entry:
 
 
 def test_vendor_and_name_are_added_where_they_are_needed_to_come_first() -> None:
-    scan = protocol()
+    scan = scan_protocol()
     first = match_for(scan)
     assert match_for(scan, beside=[entry(0, {"sequence": "TSE"})]) == first
     second = match_for(scan, beside=[entry(0, first)])
@@ -437,7 +423,7 @@ def test_vendor_and_name_are_added_where_they_are_needed_to_come_first() -> None
 
 
 def test_a_scan_of_a_shipped_protocol_gets_the_file_tuned_for_it(tmp_path: Path) -> None:
-    scan = protocol(sequence="bSSFP", anatomy="HEAD", matrix=(256, 256))
+    scan = scan_protocol(sequence="bSSFP", anatomy="HEAD", matrix=(256, 256))
     shipped = HyperparameterFiles.load().entries
     for one in shipped:
         (tmp_path / Path(one.file).name).write_bytes(Path(one.file).read_bytes())
@@ -447,7 +433,7 @@ def test_a_scan_of_a_shipped_protocol_gets_the_file_tuned_for_it(tmp_path: Path)
 
 
 near = st.builds(
-    protocol,
+    scan_protocol,
     name=st.sampled_from(["knee_T2", "knee", "T2*", None]),
     vendor=st.sampled_from(["SIEMENS", None]),
     sequence=st.sampled_from(["TSE", "EPI", None]),
