@@ -197,15 +197,24 @@ class Measurement:
 @dataclass(frozen=True, kw_only=True)
 class CoilMaps:
     """Coil sensitivities: `csm` ``(coils, rows, columns)`` complex64 with unit root-sum-of-squares inside
-    `support` ``(rows, columns)`` bool and zero outside; `estimated_by` names how."""
+    `support` ``(rows, columns)`` bool and zero outside; `estimated_by` names how.
+
+    Where the field of view folds, `csm` is ``(sets, coils, rows, columns)``: sets that are orthogonal at each pixel,
+    the first as above, the others zero where nothing folds.
+    """
 
     csm: torch.Tensor
     support: torch.Tensor
     estimated_by: Literal["espirit", "smooth sum of squares"]
 
     def __post_init__(self) -> None:
-        if self.csm.ndim != 3 or self.support.shape != self.csm.shape[1:]:
+        if self.csm.ndim not in (3, 4) or self.support.shape != self.csm.shape[-2:]:
             raise InvalidFrame(f"coil maps {tuple(self.csm.shape)} with support {tuple(self.support.shape)}")
+
+    @property
+    def sets(self) -> int:
+        """Sets of maps."""
+        return self.csm.shape[:-3].numel()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +236,7 @@ class Frame:
     def __post_init__(self) -> None:
         if tuple(self.kspace.shape) != self.operator.range_shape:
             raise InvalidFrame(f"k-space {tuple(self.kspace.shape)} for an operator to {self.operator.range_shape}")
-        if tuple(self.maps.csm.shape[1:]) != self.operator.domain_shape:
+        if (*self.maps.csm.shape[:-3], *self.maps.csm.shape[-2:]) != self.operator.domain_shape:
             raise InvalidFrame(f"maps {tuple(self.maps.csm.shape)} for an operator on {self.operator.domain_shape}")
         if self.held_out is not None and self.held_out.shape != self.kspace.shape[1:]:
             raise InvalidFrame(f"held-out samples {tuple(self.held_out.shape)} of {tuple(self.kspace.shape[1:])}")
@@ -239,6 +248,13 @@ class Frame:
             return self
         kept = ~self.held_out
         return replace(self, kspace=self.kspace * kept, operator=self.operator.restricted(kept), held_out=None)
+
+    def with_first_set(self) -> Frame:
+        """The frame with the first set of coil maps alone."""
+        if self.maps.sets == 1:
+            return self
+        csm = self.maps.csm[0]
+        return replace(self, operator=self.operator.with_maps(csm), maps=replace(self.maps, csm=csm))
 
     @cached_property
     def power(self) -> float:
@@ -290,10 +306,10 @@ class Frame:
 
 @dataclass(frozen=True, kw_only=True)
 class Reconstruction:
-    """What a method gives: `image` ``(rows, columns)`` complex64 in the scale of the frame's k-space; `losses` the
-    training loss by iteration; `trial` the image that was made without the held-out samples, `validation_loss` its
-    loss on them, both None if there were none; `backend` which implementation ran; `remark` what a reader of the
-    report should know of the way the image was made."""
+    """What a method gives: `image` ``(rows, columns)`` complex64 in the scale of the frame's k-space, or ``(sets, rows,
+    columns)`` where there are sets of coil maps; `losses` the training loss by iteration; `trial` the image that was
+    made without the held-out samples, `validation_loss` its loss on them, both None if there were none; `backend` which
+    implementation ran; `remark` what a reader of the report should know of the way the image was made."""
 
     image: torch.Tensor
     iterations: int

@@ -105,7 +105,7 @@ def _solve(measurement: Measurement, *, method: Method, clock: _Stopwatch) -> li
         _synchronise(measurement.kspace.device)
     return [
         _Solved(
-            image=fit.image * intensity(measurement, frame.maps.csm) * (scale * measurement.scale),
+            image=combined(measurement, frame.maps.csm, fit.image) * (scale * measurement.scale),
             reconstruction=fit,
             maps=frame.maps,
             fallbacks=tuple(reasons),
@@ -143,6 +143,18 @@ def _frame(measurement: Measurement, index: int, *, maps: CoilMaps, scale: float
     kspace = operator.arrange(measurement.kspace[index] / scale)
     frame = Frame(kspace=kspace, operator=operator, maps=maps, noise_level=noise_level)
     return hold_out(frame, HELD_OUT, seed=0)
+
+
+def combined(measurement: Measurement, csm: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+    """The image ``(rows, columns)`` that is sent of `image`, in the intensity of the coils as acquired.
+
+    Of several sets of coil maps, `csm` ``(sets, coils, rows, columns)`` and `image` ``(sets, rows, columns)``, the
+    root sum of squares over the coils as acquired of what the sets give them together, with the phase of the first.
+    """
+    if csm.ndim == 3:
+        return image * intensity(measurement, csm)
+    coil_images = torch.einsum("av,svrc,src->arc", measurement.unmix, csm, image)
+    return torch.polar(torch.linalg.vector_norm(coil_images, dim=0), image[0].angle())
 
 
 def intensity(measurement: Measurement, csm: torch.Tensor) -> torch.Tensor:
@@ -219,6 +231,7 @@ def _report(
         "acceleration": round(raw.protocol.acceleration, 3),
         "prewhitened_by": measurement.prewhitened_by,
         "coil_maps_by": _different(problem.maps.estimated_by for problem in problems),
+        "coil_map_sets": max(problem.maps.sets for problem in problems),
         "iterations": max(fit.iterations for fit in fits),
         "stopped_by": _different(fit.stopped_by for fit in fits),
         "training_loss": max(training, default=None),

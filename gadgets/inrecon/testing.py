@@ -48,14 +48,37 @@ def simulated_frame(
     rows: int = 32, columns: int = 24, *, coils: int = 4, noise: float = 1e-4, device: str = "cpu"
 ) -> tuple[Frame, torch.Tensor]:
     """A frame of `smooth_object`, every third line and eight centre lines, and its true image in the frame's scale."""
-    maps = smooth_maps(coils, rows, columns)
+    return _measured(smooth_maps(coils, rows, columns), smooth_object(rows, columns), noise=noise, device=device)
+
+
+def folded_frame(rows: int = 32, columns: int = 24) -> tuple[Frame, torch.Tensor]:
+    """`simulated_frame` of an object half as high again as the field of view, with two sets of maps; the true images
+    ``(2, rows, columns)``."""
+    coils, height, above = 4, rows + 2 * (rows // 4), rows // 4
+    maps, whole = smooth_maps(coils, height, columns), smooth_object(height, columns)
+    inside, outside = slice(above, above + rows), torch.zeros(coils, rows, columns, dtype=torch.complex64)
+    outside[:, rows - above :] = maps.csm[:, :above]
+    outside[:, :above] = maps.csm[:, above + rows :]
+    first = maps.csm[:, inside]
+    second = outside - (first.conj() * outside).sum(0) * first
+    second = second / torch.linalg.vector_norm(second, dim=0).clamp_min(1e-30)
+    beyond = torch.cat([whole[above + rows :], torch.zeros(rows - 2 * above, columns), whole[:above]])
+    coil_images = first * whole[inside] + outside * beyond
+    csm = torch.stack([first, second])
+    sets = dataclasses.replace(maps, csm=csm, support=torch.ones(rows, columns, dtype=torch.bool))
+    return _measured(sets, (csm.conj() * coil_images).sum(1), noise=1e-4, device="cpu")
+
+
+def _measured(maps: CoilMaps, image: torch.Tensor, *, noise: float, device: str) -> tuple[Frame, torch.Tensor]:
+    """A frame of `image` seen through `maps`, and `image` in its scale."""
+    rows, columns = maps.support.shape
     mask = torch.zeros(rows, columns, dtype=torch.bool)
     mask[::3] = True
     mask[rows // 2 - 4 : rows // 2 + 4] = True
     operator = CartesianSense(maps.csm, mask)
-    kspace = operator.forward(smooth_object(rows, columns))
+    kspace = operator.forward(image)
     scale = kspace.abs().max()
-    truth = smooth_object(rows, columns) / scale
+    truth = image / scale
     kspace = kspace / scale + noise * random_complex(*kspace.shape, seed=1) * operator.sampled
     maps = dataclasses.replace(maps, csm=maps.csm.to(device), support=maps.support.to(device))
     operator = CartesianSense(maps.csm, mask.to(device))
@@ -213,6 +236,14 @@ class MethodConformance:
         """Error below 0.45 of the truth's norm, intensity included: as much as a short fit may leave."""
         frame, truth = simulated_frame()
         assert relative_error(self.method.fit(frame).image, truth) < 0.45
+
+    def test_two_sets_of_maps_have_an_image_each(self) -> None:
+        """Where the field of view folds: (sets, rows, columns), that of the object as above."""
+        frame, truth = folded_frame()
+        image = self.method.fit(frame).image
+        assert tuple(image.shape) == frame.operator.domain_shape == (2, 32, 24)
+        assert torch.isfinite(torch.view_as_real(image)).all()
+        assert relative_error(image, truth) < 0.6
 
     def test_is_judged_by_the_samples_held_out(self) -> None:
         """`judged` gives a finite trial and its loss, or neither; also where lines are held out as a whole."""

@@ -21,6 +21,7 @@ from inrecon.methods import CGSense, build, methods, tunable_fields
 from inrecon.methods.method import or_error
 from inrecon.tuning import Scans
 from inrecon.tuning.report import write_report
+from inrecon.tuning.scans import magnitude
 from inrecon_server.tune import Search, SearchFailed
 
 TOP = 5
@@ -173,7 +174,7 @@ def _images(search: Search, scans: Scans, entries: Mapping[str, Entry]) -> dict[
         fit = or_error(build(search.plan.method, values).fit, frame)
         if not isinstance(fit, Exception):
             found[name] = fit.image
-    return {name: image.abs().cpu().numpy() for name, image in found.items()}
+    return {name: magnitude(image).cpu().numpy() for name, image in found.items()}
 
 
 def _tried(trials: list[FrozenTrial]) -> list[FrozenTrial]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from inrecon.calibrate import espirit, smooth_sum_of_squares
 from inrecon.errors import CalibrationFailed
 from inrecon.frame import CoilMaps
+from inrecon.simulate import simulate_scan
 
 DATA = Path(__file__).parents[2] / ".." / "shared" / "data"
 SCANS = ("brain_8ch_230x180", "brain_16ch_96")
@@ -162,6 +164,49 @@ def test_one_coil_has_maps_too() -> None:
     kspace, _, inside = synthetic()
     found = espirit(centre(kspace[:1], 24, 24), (72, 61))
     assert found.support.numpy()[inside].mean() > 0.95
+
+
+def folded_coil_images(share: float, *, seed: int = 1) -> tuple[Array, NDArray[np.bool_]]:
+    """Coil images of a head in a field of view that spans `share` of it, and where two parts lie on one another."""
+    settings = {"coils": 6, "pattern": "full", "snr": np.inf, "oversampling": False, "seed": seed}
+    found = simulate_scan(shape=(64, 72), field_of_view=share, **settings)
+    return ifft2(np.stack([a.data for a in found.acquisitions], 1)), found.folded[0]
+
+
+@pytest.mark.parametrize("side", [12, 16, 24])
+def test_where_the_field_of_view_folds_there_are_two_orthonormal_maps(side: int) -> None:
+    images, overlap = folded_coil_images(0.65)
+    maps = espirit(centre(fft2(images), side, 24), (64, 72))
+    assert maps.sets == 2
+    products = torch.einsum("sckx,tckx->kxst", maps.csm.conj(), maps.csm)
+    second = maps.csm[1].abs().sum(0) > 0
+    assert not second[~maps.support].any()
+    assert second.numpy()[overlap].mean() > 0.95
+    expected = torch.diag_embed(torch.stack([maps.support, second], -1).to(products))
+    torch.testing.assert_close(products, expected, rtol=0, atol=1e-4)
+    csm = maps.csm.numpy()
+    explained = (csm * (csm.conj() * images).sum(1, keepdims=True)).sum(0)
+    missing = np.linalg.norm((images - explained)[:, overlap]) / np.linalg.norm(images[:, overlap])
+    assert missing < 0.5 * residual(images, csm[0], overlap)
+    assert missing < 0.1
+
+
+@pytest.mark.parametrize("side", [8, 12, 16, 24])
+@pytest.mark.parametrize("seed", [1, 5])
+def test_where_it_does_not_fold_there_is_one(seed: int, side: int) -> None:
+    images, overlap = folded_coil_images(1.0, seed=seed)
+    assert not overlap.any()
+    assert espirit(centre(fft2(images), side, 24), (64, 72)).csm.shape == (6, 64, 72)
+
+
+def test_the_second_set_leaves_the_first_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = centre(fft2(folded_coil_images(0.65)[0]), 16, 24)
+    both = espirit(block, (64, 72))
+    monkeypatch.setattr(importlib.import_module("inrecon.calibrate.espirit"), "_FOLDED_SHARE", 1.0)
+    one = espirit(block, (64, 72))
+    assert (both.sets, one.sets) == (2, 1)
+    assert torch.equal(both.csm[0], one.csm)
+    assert torch.equal(both.support, one.support)
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,53 @@ class TestLinesWithSamplesLeftOut(OperatorConformance):
     operator = TestLines.operator.restricted(torch.arange(9) % 3 > 0)
 
 
+def two_sets(rows: int, columns: int) -> torch.Tensor:
+    """Maps (2, 3, rows, columns), orthonormal at each pixel, the second zero in half of the columns."""
+    first, other = smooth_maps(3, rows, columns).csm, random_complex(3, rows, columns, seed=9)
+    second = other - (first.conj() * other).sum(0) * first
+    second = second / torch.linalg.vector_norm(second, dim=0)
+    return torch.stack([first, second * (torch.arange(columns) < columns // 2)])
+
+
+class TestLinesThroughTwoSetsOfMaps(OperatorConformance):
+    operator = CartesianSense(two_sets(14, 9), lines(14, 9))
+
+
+class TestScatteredSamplesThroughTwoSetsOfMaps(OperatorConformance):
+    operator = CartesianSense(two_sets(11, 8), scattered(11, 8))
+
+
+@EACH_PATTERN
+def test_coils_see_the_sum_of_what_the_sets_make_of_their_images(
+    pattern: Callable[[int, int], torch.Tensor],
+) -> None:
+    csm, mask, images = two_sets(14, 9), pattern(14, 9), random_complex(2, 14, 9, seed=5)
+    both = CartesianSense(csm, mask)
+    assert (both.sets, both.grid, both.domain_shape) == (2, (14, 9), (2, 14, 9))
+    one, other = (CartesianSense(maps, mask) for maps in csm)
+    assert (one.sets, one.grid, one.domain_shape) == (1, (14, 9), (14, 9))
+    kspace = both.forward(images)
+    torch.testing.assert_close(kspace, one.forward(images[0]) + other.forward(images[1]))
+    torch.testing.assert_close(both.adjoint(kspace), torch.stack([one.adjoint(kspace), other.adjoint(kspace)]))
+    back = both.with_maps(csm[1])
+    assert torch.equal(back.forward(images[1]), other.forward(images[1]))
+
+
+@EACH_PATTERN
+def test_slices_with_two_sets_are_stacked_as_those_with_one(pattern: Callable[[int, int], torch.Tensor]) -> None:
+    operators = [CartesianSense(csm, pattern(14, 9)) for csm in (two_sets(14, 9), two_sets(14, 9).flip(1, 3))]
+    stacked = CartesianSense.stacked(operators).displaced((0.25, -0.25))
+    images = random_complex(2, 5, 2, 14, 9, seed=5)
+    forward, gram = stacked.forward(images), stacked.gram(images)
+    assert (stacked.sets, stacked.positions) == (2, operators[0].positions)
+    for number, operator in enumerate(operator.displaced((0.25, -0.25)) for operator in operators):
+        torch.testing.assert_close(forward[number], operator.forward(images[number]))
+        torch.testing.assert_close(stacked.adjoint(forward)[number], operator.adjoint(forward[number]))
+        torch.testing.assert_close(gram[number], operator.gram(images[number]))
+    with pytest.raises(ValueError, match="as many sets"):
+        CartesianSense.stacked([operators[0], CartesianSense(smooth_maps(3, 14, 9).csm, pattern(14, 9))])
+
+
 def explicit_kspace(image: torch.Tensor) -> torch.Tensor:
     """Centred unitary Fourier sum, written out."""
     matrices = []

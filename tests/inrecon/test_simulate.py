@@ -17,6 +17,7 @@ from inrecon.simulate import (
     SimulatedScan,
     brain_phantom,
     coil_maps,
+    folded,
     sampled_lines,
     simulate_scan,
     write_ismrmrd,
@@ -68,6 +69,27 @@ def test_full_scan_without_noise_gives_the_reference(shape: tuple[int, int], ove
     assert scan.acceleration == 1
     assert relative(reconstructed(scan), scan.reference) < 1e-5
     assert len(scan.acquisitions) == len(imaging(scan)) == 2 * shape[0]
+
+
+def coil_images(scan: SimulatedScan) -> NDArray[np.complex128]:
+    """(coils, y, x) of the first frame, readouts not oversampled."""
+    shifted = np.fft.ifftshift(placed(scan)[0], (-2, -1))
+    return np.fft.fftshift(np.fft.ifft2(shifted, norm="ortho"), (-2, -1))
+
+
+def test_what_lies_outside_the_field_of_view_comes_in_on_the_other_side() -> None:
+    settings = {"coils": 4, "pattern": "full", "snr": np.inf, "oversampling": False, "seed": 2}
+    part = simulate_scan(shape=(56, 64), field_of_view=0.7, **settings)
+    whole = simulate_scan(shape=(80, 64), **settings)
+    images = coil_images(part)
+    assert relative(folded(coil_images(whole), 56), images.astype(np.complex64)) < 0.05
+    np.testing.assert_allclose(np.abs(part.reference[0]), np.linalg.norm(images, axis=0), atol=1e-5)
+    assert np.array_equal(part.support[0], folded(whole.support[0].astype(int), 56) > 0)
+    assert np.array_equal(part.folded[0], folded(whole.support[0].astype(int), 56) > 1)
+    assert 0.05 < part.folded.mean() < 0.3
+    assert not whole.folded.any()
+    heights = [CreateFromDocument(one.header).encoding[0].reconSpace.fieldOfView_mm.y for one in (part, whole)]
+    assert heights[0] / 56 == pytest.approx(heights[1] / 80)
 
 
 def test_reference_is_the_object_cut_to_the_matrix_not_sampled_on_it() -> None:

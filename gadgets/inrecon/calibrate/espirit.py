@@ -16,6 +16,9 @@ _FEWEST_FOR_NOISE = 4
 _NOISE_EDGE = 1.75
 _BRIGHT = 0.15
 _POWER_ITERATIONS = 16
+_SMALLEST_BLOCK_FOR_TWO = 12
+_FOLDED, _FOLDED_SHARE = 0.97, 0.005
+_SECOND_CROP = 0.9
 
 
 def espirit(
@@ -26,7 +29,7 @@ def espirit(
     singular_threshold: float = 0.015,
     crop: float = 0.95,
 ) -> CoilMaps:
-    """One set of ESPIRiT maps on an image grid of `shape` ``(rows, columns)``.
+    """ESPIRiT maps on an image grid of `shape` ``(rows, columns)``: one set, or two where the field of view folds.
 
     `calibration` ``(coils, rows, columns)`` complex, fully sampled, centred; its scale does not matter. `kernel` is
     the width in samples of the k-space patches, along each axis at most a third of the block (a wide kernel on a block
@@ -38,17 +41,33 @@ def espirit(
     the support whatever their eigenvalue, because signal outside the support contradicts the data.
 
     The phase of the maps is relative to the coil combination with the most energy: the image has the phase that
-    this combination sees, and the maps are smooth where it sees anything. Raises `CalibrationFailed` if the block is
-    too small, zero or not finite.
+    this combination sees, and the maps are smooth where it sees anything.
+
+    Where parts of an object larger than the field of view lie on one another, a second eigenvalue is near 1, and its
+    eigenvectors are a second set; the combination with the second most energy sets its phase. It is given if the second
+    eigenvalue exceeds 0.97 in 0.5 % of the support, wherever it exceeds 0.9 in there; of a block with fewer than 12
+    samples a side, in whose kernels other scans have such eigenvalues, too, never. The first set is the same with and
+    without it.
+
+    Raises `CalibrationFailed` if the block is too small, zero or not finite.
     """
     block, widths = _checked(calibration, kernel)
     low_resolution = image_on_grid(block * _block_window(block.shape[1:], like=block), shape)
     consistency = _consistency_matrices(_lag_kernels(block, widths, singular_threshold), shape)
-    csm, eigenvalue = _dominant_eigenpairs(consistency, low_resolution)
+    eighth = _eighth_power(consistency)
+    csm, eigenvalue = _dominant_eigenpairs(consistency, eighth, low_resolution)
     brightness = torch.linalg.vector_norm(low_resolution, dim=0)
     support = (eigenvalue > crop) | (brightness > _BRIGHT * brightness.max())
-    csm = _with_phase_of(_principal_combination(block), csm)
-    return CoilMaps(csm=csm * support, support=support, estimated_by="espirit")
+    first = _with_phase_of(_principal_combination(block), csm) * support
+    second = None
+    if min(block.shape[1:]) >= _SMALLEST_BLOCK_FOR_TWO and len(block) > 1:
+        # What the first eigenvalue leaves of the power's trace bounds the second: hardly a pixel of most scans passes.
+        rest = eighth.diagonal(dim1=-2, dim2=-1).real.sum(-1) - eigenvalue**8
+        second = _second_set(consistency, csm, support & (rest > _SECOND_CROP**8), area=int(support.sum()))
+    if second is None:
+        return CoilMaps(csm=first, support=support, estimated_by="espirit")
+    second = _with_phase_of(_principal_combination(block, rank=2), second)
+    return CoilMaps(csm=torch.stack([first, second]), support=support, estimated_by="espirit")
 
 
 def _checked(calibration: torch.Tensor, kernel: int) -> tuple[torch.Tensor, tuple[int, int]]:
@@ -109,21 +128,47 @@ def _consistency_matrices(lags: torch.Tensor, shape: tuple[int, int]) -> torch.T
     return (rows @ (columns @ lags.reshape(height, width, -1)).reshape(height, -1)).reshape(*shape, coils, coils)
 
 
-def _dominant_eigenpairs(matrices: torch.Tensor, start: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Largest eigenvalue ``(rows, columns)`` of each matrix and its unit eigenvector ``(coils, rows, columns)``.
-
-    Power iteration with the eighth power of the matrices, which lie between 0 and 1, from the low-resolution coil
-    images: these are eigenvectors already where object and sensitivities are smooth.
-    """
+def _eighth_power(matrices: torch.Tensor) -> torch.Tensor:
     squared = matrices @ matrices
     fourth = squared @ squared
-    eighth = fourth @ fourth
+    return fourth @ fourth
+
+
+def _dominant_eigenpairs(
+    matrices: torch.Tensor, eighth: torch.Tensor, start: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Largest eigenvalue ``(rows, columns)`` of each matrix and its unit eigenvector ``(coils, rows, columns)``.
+
+    Power iteration with the `eighth` power of the matrices, which lie between 0 and 1, from the low-resolution coil
+    images: these are eigenvectors already where object and sensitivities are smooth.
+    """
     vector = start.permute(1, 2, 0).unsqueeze(-1)
     for _ in range(_POWER_ITERATIONS):
         vector = eighth @ vector
         vector = vector / torch.linalg.vector_norm(vector, dim=-2, keepdim=True).clamp_min(1e-30)
     eigenvalue = (vector.mH @ (matrices @ vector)).real[..., 0, 0]
     return vector.squeeze(-1).permute(2, 0, 1), eigenvalue
+
+
+def _second_set(
+    matrices: torch.Tensor, csm: torch.Tensor, candidates: torch.Tensor, *, area: int
+) -> torch.Tensor | None:
+    """Unit eigenvectors ``(coils, rows, columns)`` orthogonal to `csm`, zero where their eigenvalue is too small.
+
+    They are looked for in the pixels `candidates` ``(rows, columns)`` of a support of `area` pixels. None if the
+    field of view does not fold.
+    """
+    if int(candidates.sum()) < _FOLDED_SHARE * area:
+        return None
+    first = csm.permute(1, 2, 0)[candidates].unsqueeze(-1)
+    beside = torch.eye(len(csm), dtype=csm.dtype, device=csm.device) - first @ first.mH
+    eigenvalues, vectors = torch.linalg.eigh(beside @ matrices[candidates] @ beside)
+    largest = eigenvalues[:, -1]
+    if int((largest > _FOLDED).sum()) < _FOLDED_SHARE * area:
+        return None
+    second = torch.zeros_like(csm)
+    second[:, candidates] = (vectors[..., -1] * (largest > _SECOND_CROP)[:, None]).T
+    return second
 
 
 def _block_window(shape: torch.Size, *, like: torch.Tensor) -> torch.Tensor:
@@ -134,10 +179,13 @@ def _block_window(shape: torch.Size, *, like: torch.Tensor) -> torch.Tensor:
     return rows[:, None] * columns
 
 
-def _principal_combination(block: torch.Tensor) -> torch.Tensor:
-    """Unit weights ``(coils,)`` of the coil combination with the most energy, its largest weight real."""
+def _principal_combination(block: torch.Tensor, *, rank: int = 1) -> torch.Tensor:
+    """Unit weights ``(coils,)`` of the coil combination with the most energy, or the `rank`-th most.
+
+    The largest weight is real.
+    """
     samples = block.flatten(1)
-    weights: torch.Tensor = torch.linalg.eigh(samples @ samples.mH).eigenvectors[:, -1]
+    weights: torch.Tensor = torch.linalg.eigh(samples @ samples.mH).eigenvectors[:, -rank]
     largest = weights[weights.abs().argmax()]
     return weights * (largest.conj() / largest.abs())
 

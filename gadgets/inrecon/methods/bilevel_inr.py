@@ -95,10 +95,18 @@ class BilevelINR(Method):
         return result
 
     def fit_slices(self, frames: Sequence[Frame]) -> list[Reconstruction | InreconError]:
-        """As many slices at once as memory allows, their networks side by side; else like `fit`."""
+        """As many slices at once as memory allows, their networks side by side; else like `fit`.
+
+        Slices with two sets of coil maps are batches of their own, so that they change nothing in the others.
+        """
         size = max(1, LARGEST_BATCH // (self.members * frames[0].maps.support.numel()))
-        batches = [frames[first : first + size] for first in range(0, len(frames), size)]
-        return [result for batch in batches for result in self._fit_batch(batch)]
+        results: dict[int, Reconstruction | InreconError] = {}
+        for sets in sorted({frame.maps.sets for frame in frames}):
+            alike = [number for number, frame in enumerate(frames) if frame.maps.sets == sets]
+            for first in range(0, len(alike), size):
+                batch = alike[first : first + size]
+                results |= zip(batch, self._fit_batch([frames[number] for number in batch]), strict=True)
+        return [results[number] for number in range(len(frames))]
 
     def _fit_batch(self, frames: Sequence[Frame]) -> list[Reconstruction | InreconError]:
         started = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -36,8 +37,8 @@ class DataConsistency:
             training.operator.gram, self._data, weight=weight, iterations=STARTING_ITERATIONS
         )
         self._right_hand_side, self._imputed = self._data, None
-        rows, columns = frame.operator.domain_shape
-        if not frame.operator.sampled.all() or rows * rows * columns > MOST_INVERSE_ENTRIES:
+        *sets_and_rows, columns = frame.operator.domain_shape
+        if not frame.operator.sampled.all() or math.prod(sets_and_rows) ** 2 * columns > MOST_INVERSE_ENTRIES:
             self.solve: Solver = IterativeSolver(training.operator.gram, weight, iterations)
             self._solve_gradient: Solver = IterativeSolver(training.operator.gram, weight, iterations)
             return
@@ -101,24 +102,26 @@ class IterativeSolver:
 
 
 class ColumnSolver:
-    """(A^H A + weight I)^-1 of whole lines: block diagonal, a matrix ``(rows, rows)`` for each image column.
+    """(A^H A + weight I)^-1 of whole lines: block diagonal, a matrix ``(rows, rows)`` for each image column, its rows
+    those of all sets of coil maps.
 
     A block is the maps' product times the circulant kernel of the lines, ``sum_c conj(C[r]) C[r'] k[r - r']``. The
     inverses are made once.
     """
 
     def __init__(self, operator: CartesianSense, *, weight: float) -> None:
-        rows, _ = operator.domain_shape
+        rows, _ = operator.grid
         steps = torch.arange(rows, device=operator.csm.device)
         kernel = torch.fft.ifft(torch.fft.ifftshift(operator.mask[:, 0]).float())
-        circulant = kernel[(steps[:, None] - steps) % rows]
+        circulant = kernel[(steps[:, None] - steps) % rows].repeat(operator.sets, operator.sets)
         # In pieces, for the factors on the way are as large as the inverses.
-        pieces = operator.csm.permute(2, 1, 0).split(32)
+        pieces = operator.csm.movedim((-1, -3), (0, -1)).flatten(1, -2).split(32)
         self._inverses = torch.cat([_inverse(maps.conj() @ maps.mT * circulant, weight) for maps in pieces])
 
     def __call__(self, right_hand_side: torch.Tensor) -> torch.Tensor:
         """An image for an image."""
-        return (self._inverses @ right_hand_side.T[:, :, None])[:, :, 0].T.contiguous()
+        columns = right_hand_side.flatten(0, -2).T[:, :, None]
+        return (self._inverses @ columns)[:, :, 0].T.reshape(right_hand_side.shape)
 
 
 def _inverse(gram: torch.Tensor, weight: float) -> torch.Tensor:

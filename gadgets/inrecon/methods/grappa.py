@@ -31,7 +31,7 @@ class Grappa(Method):
     the regular lines around them. A geometry with fewer such k than `overdetermination` times its unknowns gives up
     its furthest neighbours, one by one. Outside the acquired region (partial Fourier, partial echo) k-space stays zero.
 
-    The coils are combined with the frame's maps, so that the intensity is CG-SENSE's.
+    The coils are combined with the frame's maps, by each of their sets, so that the intensity is CG-SENSE's.
     """
 
     regularisation: float = tunable(1e-2, low=1e-8, high=1e-1, log=True)

@@ -91,7 +91,7 @@ def _in_stretches(marked: torch.Tensor, length: int) -> torch.Tensor:
 
 def _centre(frame: Frame) -> torch.Tensor:
     """Boolean ``(lines, columns)``: the samples of lowest frequency."""
-    rows, columns = frame.operator.domain_shape
+    rows, columns = frame.operator.grid
     box = torch.zeros(1, rows, columns, dtype=torch.complex64, device=frame.kspace.device)
     box[:, _middle(rows), _middle(columns)] = 1
     return frame.operator.arrange(box)[0].abs() > 0.5

@@ -39,7 +39,8 @@ class Imjense(Method):
 
     The ESPIRiT maps of the frame do not enter the fit. They say where the image is (their support) and, since a pair
     of image and maps is only determined up to a common factor at each pixel, which of those images to give: that for
-    maps of unit root-sum-of-squares, in phase with the frame's.
+    maps of unit root-sum-of-squares, in phase with the frame's. Where the frame has several sets of maps the fit still
+    has one: its coil images are shared out among the sets, and the remark says so.
     """
 
     learning_rate: float = tunable(1.5e-3, low=1e-5, high=1e-2, log=True)
@@ -56,6 +57,7 @@ class Imjense(Method):
     def fit(self, frame: Frame) -> Reconstruction:
         """Fit `frame`; raises `FitDiverged` when loss or image are not finite, or the fit ends worse than it began."""
         started = time.perf_counter()
+        several, frame = frame, frame.with_first_set()
         fit = _Fit(self, frame)
         losses = fit.run()
         image, maps = fit.result()
@@ -64,7 +66,13 @@ class Imjense(Method):
         if self.closing_weight > 0:
             fitted = dataclasses.replace(frame, operator=frame.operator.with_maps(maps))
             image, _ = closed(fitted, image, None, weights=[self.closing_weight])
-        result = Reconstruction(image=image, iterations=len(losses), stopped_by="iterations", losses=tuple(losses))
+        result = Reconstruction(
+            image=shared_out(image, maps, several.maps.csm),
+            iterations=len(losses),
+            stopped_by="iterations",
+            losses=tuple(losses),
+            remark="" if several.maps.sets == 1 else "one set of coil maps of its own, though the field of view folds",
+        )
         return announced(result, method="imjense", started=started)
 
 
@@ -123,14 +131,14 @@ class _Fit:
         self.kspace = frame.kspace[:, None] / self.scale
         # Two pixels around the support: further out the image has no part in what is given back.
         self.pixels = surrounded(frame.maps.support).flatten().nonzero()[:, 0]
-        self.coordinates = 2 * pixel_centres(operator.domain_shape, csm.device)[self.pixels] - 1
+        self.coordinates = 2 * pixel_centres(operator.grid, csm.device)[self.pixels] - 1
         self.network = siren(
             hidden_layers=method.hidden_layers,
             width=method.width,
             omega=method.omega,
             generator=torch.Generator().manual_seed(method.seed),
         ).to(csm.device)
-        self.maps = PolynomialMaps(len(csm), operator.domain_shape, order=method.order).to(csm.device)
+        self.maps = PolynomialMaps(len(csm), operator.grid, order=method.order).to(csm.device)
         self.optimizer = torch.optim.Adam(
             [
                 {"params": self.network.parameters(), "lr": method.learning_rate},
@@ -159,7 +167,7 @@ class _Fit:
     def _image(self) -> torch.Tensor:
         """The network's image, ``(rows, columns)``, zero outside the region."""
         values = torch.view_as_complex(self.network(self.coordinates))
-        shape = self.frame.operator.domain_shape
+        shape = self.frame.operator.grid
         return values.new_zeros(math.prod(shape)).index_copy(0, self.pixels, values).view(shape)
 
     def _step(self) -> torch.Tensor:
@@ -183,6 +191,16 @@ def in_convention_of(csm: torch.Tensor, maps: torch.Tensor) -> tuple[torch.Tenso
     size = torch.linalg.vector_norm(maps, dim=0).clamp_min(torch.finfo(torch.float32).tiny)
     factor = torch.polar(size, (csm.conj() * maps).sum(0).angle())
     return maps / factor, factor
+
+
+def shared_out(image: torch.Tensor, maps: torch.Tensor, csm: torch.Tensor) -> torch.Tensor:
+    """`image` ``(rows, columns)`` with unit `maps` as images of the sets of `csm`: their best fit to the coil images,
+    stretched to the same root sum of squares; `image` itself if there is one set."""
+    if csm.ndim == 3:
+        return image
+    shares = (csm.conj() * maps).sum(-3)
+    norm = torch.linalg.vector_norm(shares, dim=0).clamp_min(torch.finfo(torch.float32).tiny)
+    return image * shares / norm
 
 
 def _centres(size: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

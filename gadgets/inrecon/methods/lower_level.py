@@ -31,7 +31,7 @@ OWN = ("learning_rate", "weight_decay_encoder", "weight_decay_mlp", "weight_offs
 class _View:
     """The problem on pixel centres moved by `offset` (rows, columns; pixels), and the average of its images so far.
 
-    `phase` is the slices' expected phase, ``(slices, 1, rows, columns)``, or None.
+    `phase` is the slices' expected phase, ``(slices, 1, *domain_shape)``, or None.
     """
 
     number: int
@@ -46,8 +46,9 @@ class _View:
 class LowerLevel:
     """Networks fitted to `frames` without the held-out samples: one for each frame and each of `methods`, side by side.
 
-    Methods may differ in `OWN` fields only. Images are ``(slices, members, rows, columns)``; member m of a slice is
-    what a fit of that slice alone by method m gives, but for the decay, which follows the noise of a typical slice.
+    Methods may differ in `OWN` fields only, and frames have as many sets of coil maps. Images are ``(slices, members,
+    *domain_shape)``; member m of a slice is what a fit of that slice alone by method m gives, but for the decay, which
+    follows the noise of a typical slice.
     """
 
     def __init__(self, methods: Sequence[BilevelINR], frames: Sequence[Frame]) -> None:
@@ -74,6 +75,7 @@ class LowerLevel:
         self.network: ImageNetwork = build_network(
             [Grid(region=region, offset=view.offset) for view in self._views],
             self.method.network_settings(region.shape),
+            shape=operator.domain_shape,
             generators=[torch.Generator().manual_seed(method.seed) for _ in frames for method in methods],
         )
         self._noise_share = statistics.median_low(frame.noise_share for frame in training)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -35,20 +36,21 @@ class NetworkSettings:
 
 
 class ImageNetwork(torch.nn.Module):
-    """x = MLP(encoder(r)): two outputs, real and imaginary part; several members at once, each its own parameters."""
+    """x = MLP(encoder(r)): two outputs, real and imaginary part, for each image of a set of coil maps; several members
+    at once, each its own parameters."""
 
-    def __init__(self, grids: Sequence[Grid], encoder: Encoder, mlp: MLP) -> None:
+    def __init__(self, grids: Sequence[Grid], encoder: Encoder, mlp: MLP, *, shape: tuple[int, ...]) -> None:
         super().__init__()
         self._pixels = [grid.region.flatten().nonzero()[:, 0] for grid in grids]
-        self._shape = grids[0].region.shape
+        self._shape = shape
         self.encoder = encoder
         self.mlp = mlp
 
     def forward(self, which: int = 0) -> torch.Tensor:
-        """The images on grid number `which`, ``(members, rows, columns)`` complex64, zero outside its region."""
-        values = torch.view_as_complex(self.mlp(self.encoder(which)))
-        images = values.new_zeros(len(values), self._shape.numel())
-        return images.index_copy(1, self._pixels[which], values).view(-1, *self._shape)
+        """The images on grid number `which`, ``(members, *shape)`` complex64, zero outside its region."""
+        values = torch.view_as_complex(self.mlp(self.encoder(which)).unflatten(-1, (-1, 2))).transpose(1, 2)
+        images = values.new_zeros(*values.shape[:2], math.prod(self._shape[-2:]))
+        return images.index_copy(2, self._pixels[which], values).view(-1, *self._shape)
 
     def keep(self, members: Sequence[int]) -> None:
         """Go on with these members alone, in this order."""
@@ -76,15 +78,22 @@ class MLP(torch.nn.Module):
 
 
 def build_network(
-    grids: Sequence[Grid], settings: NetworkSettings, *, generators: Sequence[torch.Generator]
+    grids: Sequence[Grid],
+    settings: NetworkSettings,
+    *,
+    shape: tuple[int, ...],
+    generators: Sequence[torch.Generator],
 ) -> ImageNetwork:
-    """A network for each of `grids`, one set of parameters for all, in as many members as there are generators."""
+    """A network for each of `grids`, one set of parameters for all, in as many members as there are generators.
+
+    `shape` is that of an image, ``(rows, columns)`` or ``(sets, rows, columns)``.
+    """
     device = grids[0].region.device
     point_sets = [pixel_centres(g.region.shape, device, offset=g.offset)[g.region.flatten()] for g in grids]
     encoder = encoders[settings.encoder](point_sets, settings.encoder_settings, generators=generators)
-    sizes = [encoder.features, *[settings.width] * settings.hidden_layers, 2]
+    sizes = [encoder.features, *[settings.width] * settings.hidden_layers, 2 * math.prod(shape[:-2])]
     mlp = MLP(sizes, settings.activation, generators=generators)
-    return ImageNetwork(grids, encoder, mlp.to(device))
+    return ImageNetwork(grids, encoder, mlp.to(device), shape=shape)
 
 
 def check_encoder(method: str, encoder: str) -> None:

@@ -57,16 +57,16 @@ class TotalVariation(SparseMethod):
 
 
 def differences(image: torch.Tensor) -> torch.Tensor:
-    """D: forward differences ``(2, rows, columns)`` along rows and columns; zero past the last pixel."""
-    along = (torch.diff(image, dim=axis, append=image.narrow(axis, -1, 1)) for axis in (0, 1))
+    """D: forward differences ``(2, ..., rows, columns)`` along rows and columns; zero past the last pixel."""
+    along = (torch.diff(image, dim=axis, append=image.narrow(axis, -1, 1)) for axis in (-2, -1))
     return torch.stack(tuple(along))
 
 
 def differences_adjoint(field: torch.Tensor) -> torch.Tensor:
-    """D^H: ``(2, rows, columns)`` to ``(rows, columns)``."""
+    """D^H: ``(2, ..., rows, columns)`` to ``(..., rows, columns)``."""
     image = torch.zeros_like(field[0])
-    for axis in (0, 1):
-        inner = field[axis].narrow(axis, 0, field.shape[axis + 1] - 1)
-        nothing = torch.zeros_like(field[axis].narrow(axis, 0, 1))
+    for along, axis in zip(field, (-2, -1), strict=True):
+        inner = along.narrow(axis, 0, along.shape[axis] - 1)
+        nothing = torch.zeros_like(along.narrow(axis, 0, 1))
         image = image - torch.diff(inner, dim=axis, prepend=nothing, append=nothing)
     return image

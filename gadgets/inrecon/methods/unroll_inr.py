@@ -126,6 +126,7 @@ class _Fit:
         self.network = build_network(
             [Grid(region=region, offset=(0.0, 0.0))],
             method.network_settings(),
+            shape=frame.operator.domain_shape,
             generators=[torch.Generator().manual_seed(method.seed)],
         )
         encoder = list(self.network.encoder.parameters())
@@ -178,7 +179,7 @@ class _Fit:
         return loss.detach()
 
     def _rendered(self) -> torch.Tensor:
-        """z, ``(rows, columns)``."""
+        """z, in the shape of the image."""
         (image,) = self.network()
         return image if self.phase is None else self.phase * image
 
@@ -196,7 +197,7 @@ class _Fit:
 def total_variation(image: torch.Tensor, *, smoothing: torch.Tensor | float = 0.0) -> torch.Tensor:
     """|G x|_1 of Eq. (13): the sum over pixels of sqrt(|dx|^2 + |dy|^2 + smoothing^2) - smoothing.
 
-    Forward differences, none across the edges of `image` ``(rows, columns)``.
+    Forward differences, none across the edges of `image` ``(..., rows, columns)``.
     """
     squares = torch.view_as_real(differences(image)).square().sum((0, -1))
     return ((squares + smoothing**2).sqrt() - smoothing).sum()

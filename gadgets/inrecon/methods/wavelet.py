@@ -30,7 +30,8 @@ class L1Wavelet(SparseMethod):
     that (1 to 3 % of the image); with the mean they converge, for the mean of proximal maps is the proximal map of
     another convex function (Yu, NIPS 2013), near the mean of the norms. Momentum by Beck and Teboulle (SIAM J Imaging
     Sci 2009), Eqs. (4.1)-(4.3), restarted when it points uphill (O'Donoghue and Candes, Found Comput Math 2015). The
-    step is 1 / L, with L the largest sum of squares of the coil maps: no eigenvalue of A^H A is above that.
+    step is 1 / L, with L the largest sum of squares of a set of coil maps: no eigenvalue of A^H A is above that, for
+    sets are orthogonal.
     """
 
     name: ClassVar[str] = "l1_wavelet"
@@ -41,8 +42,8 @@ class L1Wavelet(SparseMethod):
 
     def iterates(self, frame: Frame, *, back_projection: torch.Tensor, weight: float) -> Iterator[torch.Tensor]:
         """The iterates of FISTA from zero."""
-        wavelet = StationaryWavelet((back_projection.shape[0], back_projection.shape[1]), back_projection.device)
-        step = 1 / frame.maps.csm.abs().square().sum(0).max()
+        wavelet = StationaryWavelet(frame.operator.grid, back_projection.device)
+        step = 1 / frame.maps.csm.abs().square().sum(-3).max()
         thresholds = step * weight * wavelet.weights
         image = ahead = torch.zeros_like(back_projection)
         momentum = torch.ones((), device=image.device)
@@ -81,12 +82,13 @@ class StationaryWavelet:
         self.weights = torch.tensor([*weights, 0.0], device=device)[:, None, None]
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        """``(rows, columns)`` to ``(bands, rows, columns)``: three details a level, fine to coarse, then the rest."""
-        return torch.fft.ifft2(self._responses * torch.fft.fft2(image))
+        """``(..., rows, columns)`` to ``(..., bands, rows, columns)``: three details a level, fine to coarse, then the
+        rest."""
+        return torch.fft.ifft2(self._responses * torch.fft.fft2(image).unsqueeze(-3))
 
     def adjoint(self, coefficients: torch.Tensor) -> torch.Tensor:
-        """``(bands, rows, columns)`` to ``(rows, columns)``."""
-        return torch.fft.ifft2((self._conj * torch.fft.fft2(coefficients)).sum(0))
+        """``(..., bands, rows, columns)`` to ``(..., rows, columns)``."""
+        return torch.fft.ifft2((self._conj * torch.fft.fft2(coefficients)).sum(-3))
 
 
 def _responses(size: int, dilation: int) -> tuple[torch.Tensor, torch.Tensor]:

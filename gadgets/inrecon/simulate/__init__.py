@@ -5,13 +5,14 @@ Everything is drawn from a seed with numpy, so that tests and the demo need no d
 
 from inrecon.simulate.phantom import brain_phantom, coil_maps
 from inrecon.simulate.sampling import Pattern, sampled_lines
-from inrecon.simulate.scan import SimulatedScan, simulate_scan, write_ismrmrd
+from inrecon.simulate.scan import SimulatedScan, folded, simulate_scan, write_ismrmrd
 
 __all__ = [
     "Pattern",
     "SimulatedScan",
     "brain_phantom",
     "coil_maps",
+    "folded",
     "sampled_lines",
     "simulate_scan",
     "write_ismrmrd",

@@ -22,13 +22,16 @@ def scan_header(
     slices: int,
     repetitions: int,
     protocol: str,
+    field_of_view: float,
 ) -> bytes:
-    """ISMRMRD XML of a Cartesian 2-D scan of matrix `shape` ``(y, x)`` and 220 x 220 mm.
+    """ISMRMRD XML of a Cartesian 2-D scan of matrix `shape` ``(y, x)`` and 220 x 220 mm, or the part `field_of_view` of
+    that along y.
 
     `samples` a readout (more than x: oversampling), `lines` counted from 0 with k-space's centre at `centre_line`;
     `acceleration` None for a scan without parallel imaging.
     """
     rows, columns = shape
+    height_mm = FIELD_OF_VIEW_MM * field_of_view
     limits = xsd.encodingLimitsType(
         kspace_encoding_step_0=_limit(samples, samples // 2),
         kspace_encoding_step_1=_limit(lines, centre_line),
@@ -36,8 +39,8 @@ def scan_header(
         repetition=_limit(repetitions),
     )
     encoding = xsd.encodingType(
-        encodedSpace=_space(samples, rows, FIELD_OF_VIEW_MM * samples / columns),
-        reconSpace=_space(columns, rows, FIELD_OF_VIEW_MM),
+        encodedSpace=_space(samples, rows, FIELD_OF_VIEW_MM * samples / columns, height_mm),
+        reconSpace=_space(columns, rows, FIELD_OF_VIEW_MM, height_mm),
         encodingLimits=limits,
         trajectory=xsd.trajectoryType.CARTESIAN,
         parallelImaging=None if acceleration is None else _parallel(acceleration),
@@ -67,10 +70,10 @@ def _limit(count: int, centre: int = 0) -> xsd.limitType:
     return xsd.limitType(minimum=0, maximum=count - 1, center=centre)
 
 
-def _space(x: int, y: int, width_mm: float) -> xsd.encodingSpaceType:
+def _space(x: int, y: int, width_mm: float, height_mm: float) -> xsd.encodingSpaceType:
     return xsd.encodingSpaceType(
         matrixSize=xsd.matrixSizeType(x=x, y=y, z=1),
-        fieldOfView_mm=xsd.fieldOfViewMm(x=width_mm, y=FIELD_OF_VIEW_MM, z=SLICE_MM),
+        fieldOfView_mm=xsd.fieldOfViewMm(x=width_mm, y=height_mm, z=SLICE_MM),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import ismrmrd
 import numpy as np
@@ -16,6 +17,7 @@ from inrecon.simulate.readouts import noise_colour, noise_readouts, slice_readou
 from inrecon.simulate.sampling import Pattern, centre_block, sampled_lines
 
 Array = NDArray[np.complex128]
+Number = TypeVar("Number", np.complex64, np.complex128, np.int_)
 
 READOUT_US = 1920.0  # one imaging readout, shared out among its samples
 NOISE_READOUTS = 32
@@ -29,7 +31,9 @@ class SimulatedScan:
     `header` is ISMRMRD XML; `acquisitions` the readouts in the order of their acquisition: noise, then per
     repetition, per slice, line by line. `reference` ``(frames, y, x)`` complex64 is what the full matrix free of
     noise gives through `csm`; frame ``repetition * slices + slice``. `support` ``(frames, y, x)`` bool is the head,
-    `csm` ``(coils, y, x)`` complex64 the true maps with unit root-sum-of-squares. `acceleration` is the number of
+    `folded` ``(frames, y, x)`` bool where two parts of it lie on one another; where there are such, `reference` has the
+    root sum of squares over coils for its magnitude. `csm` ``(coils, y, x)`` complex64 are the true maps inside the
+    field of view, with unit root-sum-of-squares. `acceleration` is the number of
     lines in the matrix over the mean number acquired for a frame.
     """
 
@@ -37,6 +41,7 @@ class SimulatedScan:
     acquisitions: tuple[ismrmrd.Acquisition, ...]
     reference: NDArray[np.complex64]
     support: NDArray[np.bool_]
+    folded: NDArray[np.bool_]
     csm: NDArray[np.complex64]
     acceleration: float
 
@@ -59,6 +64,7 @@ def simulate_scan(
     slices: int = 1,
     repetitions: int = 1,
     partial_fourier: float = 1.0,
+    field_of_view: float = 1.0,
     protocol: str = "simulated_brain",
     seed: int = 0,
 ) -> SimulatedScan:
@@ -67,7 +73,8 @@ def simulate_scan(
     `shape` is the matrix ``(y, x)``; lines run along x, `oversampling` doubles their samples and field of view.
     `pattern`, `acceleration` and `acs` pick the lines (`sampled_lines`; random ones anew in each repetition).
     `partial_fourier` is the part of the matrix that is covered: its first lines are left out and the others counted
-    from 0. `snr` is the mean magnitude of the reference in the head over the standard deviation of the noise of a
+    from 0. `field_of_view` is the part of 220 mm that it spans along y: of less than about 0.86 the head is larger and
+    folds. `snr` is the mean magnitude of the reference in the head over the standard deviation of the noise of a
     complex sample (root mean square over coils; transforms are unitary, so also that of a pixel of a fully sampled
     image); infinite for no noise and no noise readouts. Noise is correlated between coils. `seed` draws everything;
     slice n is the head of seed + n.
@@ -75,10 +82,10 @@ def simulate_scan(
     The object has twice the resolution of the matrix and its k-space is cut to what is acquired, so that the
     reconstruction's pixels are not the ones the object was made of. Raises `InvalidFrame` for an impossible scan.
     """
-    if min(slices, repetitions) < 1 or min(shape) < 8 or not snr > 0:
+    if min(slices, repetitions) < 1 or min(shape) < 8 or not snr > 0 or not 0.5 <= field_of_view <= 1:
         raise InvalidFrame(
-            "a simulated scan needs at least one slice and repetition, 8 x 8 pixels and an SNR above 0, not "
-            f"{slices} slices, {repetitions} repetitions, {shape} pixels and SNR {snr}"
+            "a simulated scan needs at least one slice and repetition, 8 x 8 pixels, an SNR above 0 and half the field "
+            f"of view, not {slices} slices, {repetitions} repetitions, {shape} pixels, SNR {snr} and {field_of_view}"
         )
     rows = shape[0]
     calibration = np.zeros(rows, bool)
@@ -92,15 +99,16 @@ def simulate_scan(
     for mask in masks:
         mask[:dropped] = False
 
-    kspace, reference, support, csm = _scene(shape, coils=coils, slices=slices, oversampling=oversampling, seed=seed)
+    scene = _scene(shape, coils=coils, slices=slices, oversampling=oversampling, field_of_view=field_of_view, seed=seed)
+    reference, support = scene.reference, scene.layers > 0
     rng = np.random.default_rng((seed, 1))  # not the stream that the phantom is drawn from
-    samples = kspace[0].shape[-1]
+    samples = scene.kspace[0].shape[-1]
     dwell_us = READOUT_US / samples
     colour = noise_colour(coils, rng) * np.abs(reference[support]).mean() / snr
     count = NOISE_READOUTS if np.isfinite(snr) else 0
     acquisitions = list(noise_readouts(count, samples=samples, colour=colour, dwell_us=dwell_us, rng=rng))
     for repetition, mask in enumerate(masks):
-        for index, full in enumerate(kspace):
+        for index, full in enumerate(scene.kspace):
             for acquisition in slice_readouts(
                 full, mask, calibration=calibration, colour=colour, dwell_us=dwell_us, rng=rng
             ):
@@ -123,13 +131,15 @@ def simulate_scan(
         slices=slices,
         repetitions=repetitions,
         protocol=protocol,
+        field_of_view=field_of_view,
     )
     return SimulatedScan(
         header=header,
         acquisitions=tuple(acquisitions),
         reference=np.tile(reference, (repetitions, 1, 1)).astype(np.complex64),
         support=np.tile(support, (repetitions, 1, 1)),
-        csm=csm.astype(np.complex64),
+        folded=np.tile(scene.layers > 1, (repetitions, 1, 1)),
+        csm=scene.csm.astype(np.complex64),
         acceleration=rows / float(np.mean([mask.sum() for mask in masks])),
     )
 
@@ -155,18 +165,41 @@ def _dropped_lines(partial_fourier: float, calibration: NDArray[np.bool_]) -> in
     return dropped
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Scene:
+    """Full k-space of each slice, the reference images, how many parts of the head lie at each pixel of a slice
+    (``(slices, y, x)``), and the coil maps; all free of noise."""
+
+    kspace: list[Array]
+    reference: Array
+    layers: NDArray[np.int_]
+    csm: Array
+
+
 def _scene(
-    shape: tuple[int, int], *, coils: int, slices: int, oversampling: bool, seed: int
-) -> tuple[list[Array], Array, NDArray[np.bool_], Array]:
-    """Full k-space of each slice, the reference images, their supports and the coil maps, all free of noise."""
+    shape: tuple[int, int], *, coils: int, slices: int, oversampling: bool, field_of_view: float, seed: int
+) -> _Scene:
     rows, columns = shape
-    fine = (2 * rows, 2 * columns)
+    whole = (2 * round(rows / field_of_view), 2 * columns)
     aligned = np.s_[..., rows % 2 :: 2, columns % 2 :: 2]  # fine pixels at the places of the matrix' own
-    maps = coil_maps(fine, coils, seed=seed)
-    heads = [brain_phantom(fine, seed=seed + index) for index in range(slices)]
-    kspace = [_measure(maps * head, shape, oversampling=oversampling) for head in heads]
-    reference = np.stack([_combine(full, maps[aligned]) for full in kspace])
-    return kspace, reference, np.stack([head[aligned] != 0 for head in heads]), maps[aligned]
+    maps = coil_maps(whole, coils, seed=seed)
+    heads = [brain_phantom(whole, seed=seed + index) for index in range(slices)]
+    kspace = [_measure(folded(maps * head, 2 * rows), shape, oversampling=oversampling) for head in heads]
+    csm = maps[:, centre_block(whole[0], 2 * rows)][aligned]
+    layers = np.stack([folded((head != 0).astype(int), 2 * rows)[aligned] for head in heads])
+    reference = np.stack([_combine(full, csm, several=bool((layers > 1).any())) for full in kspace])
+    return _Scene(kspace=kspace, reference=reference, layers=layers, csm=csm)
+
+
+def folded(images: NDArray[Number], rows: int) -> NDArray[Number]:
+    """Images ``(..., y, x)`` in a field of view of `rows`, at least half of theirs: what lies outside comes in on the
+    other side."""
+    height = images.shape[-2]
+    inside = centre_block(height, rows)
+    found = images[..., inside, :].copy()
+    found[..., rows - inside.start :, :] += images[..., : inside.start, :]
+    found[..., : height - inside.stop, :] += images[..., inside.stop :, :]
+    return found
 
 
 def _measure(images: Array, shape: tuple[int, int], *, oversampling: bool) -> Array:
@@ -179,11 +212,15 @@ def _measure(images: Array, shape: tuple[int, int], *, oversampling: bool) -> Ar
     return _transform(kspace, -1)[..., centre_block(length, length // 2)] / 2
 
 
-def _combine(kspace: Array, csm: Array) -> Array:
-    """The image ``(y, x)`` that full k-space gives through the maps: coils combined, oversampling cropped."""
+def _combine(kspace: Array, csm: Array, *, several: bool) -> Array:
+    """The image ``(y, x)`` that full k-space gives through the maps: coils combined, oversampling cropped.
+
+    If `several` parts of the object lie on one another, its magnitude is the root sum of squares of the coils.
+    """
     images = _transform(_transform(kspace, -2, inverse=True), -1, inverse=True)
-    combined: Array = (csm.conj() * images[..., centre_block(images.shape[-1], csm.shape[-1])]).sum(0)
-    return combined
+    images = images[..., centre_block(images.shape[-1], csm.shape[-1])]
+    combined: Array = (csm.conj() * images).sum(0)
+    return np.linalg.norm(images, axis=0) * np.exp(1j * np.angle(combined)) if several else combined
 
 
 def _transform(values: Array, axis: int, *, inverse: bool = False) -> Array:

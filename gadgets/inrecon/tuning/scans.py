@@ -36,7 +36,7 @@ class Judged:
         """`Frame.loss`, or the NRMSE of the magnitude inside the support, after a least-squares scale."""
         if self.reference is None:
             return self.frame.loss(image)
-        found, truth = image.abs()[self.frame.maps.support], self.reference[self.frame.maps.support]
+        found, truth = magnitude(image)[self.frame.maps.support], self.reference[self.frame.maps.support]
         scale = (found @ truth) / (found @ found).clamp(min=torch.finfo(found.dtype).tiny)
         return float(torch.linalg.vector_norm(scale * found - truth) / torch.linalg.vector_norm(truth))
 
@@ -81,7 +81,7 @@ def judged_scans(
     if full is None:
         frames = _evenly([frame for raw in chosen for frame in frames_of(raw, device=device)], slices)
         judged = [Judged(frame=hold_out(frame, FRACTION, seed=fold)) for frame in frames for fold in range(folds)]
-        if any(one.loss(torch.zeros_like(one.frame.maps.csm[0])) is None for one in judged):
+        if any(one.loss(one.frame.kspace.new_zeros(one.frame.operator.domain_shape)) is None for one in judged):
             raise NotTunable("the scan has too few samples, or too dark ones, to hold a fifth of them out")
     else:
         judged = _evenly(_with_truth(chosen, list(full), device=device), slices)
@@ -97,15 +97,18 @@ def _with_truth(raws: Sequence[RawFrame], full: Sequence[RawFrame], *, device: s
         if whole is None:
             raise NotTunable(f"the fully sampled file has no frame {raw.key}")
         for frame, truth in zip(frames_of(raw, device=device), frames_of(whole, device=device), strict=True):
-            if truth.operator.domain_shape != frame.operator.domain_shape:
-                raise NotTunable(
-                    f"the fully sampled frame is {truth.operator.domain_shape}, the other {frame.operator.domain_shape}"
-                )
+            if truth.operator.grid != frame.operator.grid:
+                raise NotTunable(f"the fully sampled frame is {truth.operator.grid}, the other {frame.operator.grid}")
             if not truth.operator.mask.all():
                 raise NotTunable("the file that was called fully sampled is not")
-            image = CGSense(regularisation=0.0, noise_factor=0.0).fit(truth).image.abs()
+            image = magnitude(CGSense(regularisation=0.0, noise_factor=0.0).fit(truth).image)
             judged.append(Judged(frame=replace(frame, held_out=None), reference=image))
     return judged
+
+
+def magnitude(image: torch.Tensor) -> torch.Tensor:
+    """``(rows, columns)``: the root sum of squares over sets of coil maps, which are orthogonal."""
+    return image.abs() if image.ndim == 2 else torch.linalg.vector_norm(image, dim=0)
 
 
 def _evenly(items: Sequence[Item], count: int) -> list[Item]:
@@ -124,11 +127,11 @@ def _same(first: Protocol, other: Protocol) -> None:
 
 
 def _alike(judged: Sequence[Judged]) -> list[list[Judged]]:
-    """Frames with the same samples and coils together: what `LowerLevel` can fit side by side."""
+    """Frames with the same samples, coils and sets of maps together: what `LowerLevel` can fit side by side."""
     groups: dict[tuple[object, ...], list[Judged]] = defaultdict(list)
     for one in judged:
         operator = one.frame.operator
-        groups[operator.range_shape, operator.mask.cpu().numpy().tobytes()].append(one)
+        groups[operator.domain_shape, operator.range_shape, operator.mask.cpu().numpy().tobytes()].append(one)
     return list(groups.values())
 
 
