@@ -19,12 +19,13 @@ from quality.opponents import Trial, searched
 from quality.results import Row, failing, margins, mean_psnr
 from quality.runner import run_apart
 from quality.sampling import sampled
-from quality.scans import scan_of
+from quality.scans import image_of, scan_of
 
 from inrecon.condition import condition
 from inrecon.errors import FitDiverged, InreconError
 from inrecon.frame import Request
 from inrecon.hyperparams import HyperparameterFiles
+from inrecon.simulate import folded
 from inrecon.stream import reconstruct
 from inrecon_server import cli
 
@@ -81,6 +82,7 @@ def test_the_cases_that_ship_are_valid_and_those_without_data_can_be_made() -> N
         ({"pattern": "own"}, "held_out go together"),
         ({"acceleration": 2.5}, "must be whole"),
         ({"pattern": "poisson", "partial_fourier": 0.75}, "leaves out lines"),
+        ({"pattern": "poisson", "field_of_view": 0.75}, "leaves out lines"),
     ],
 )
 def test_a_wrong_case_is_refused_with_what_would_be_right(tmp_path: Path, wrong: dict, said: str) -> None:
@@ -179,6 +181,21 @@ def test_a_region_has_an_error_of_its_own() -> None:
     scores = judge.scores(Candidate(image=spoilt, maps=np.zeros((1, 32, 28), np.complex64)))
     assert scores["nrmse left"] + scores["nrmse right"] == pytest.approx(0.2, rel=0.1)  # one scale for the whole image
     assert scores["nrmse left"] > scores["nrmse right"] > 0
+
+
+def test_a_field_of_view_that_folds_has_the_root_sum_of_squares_for_reference() -> None:
+    head = {"generated": HEAD | {"matrix": [64, 48]}, "noise": 1e-6, "centre": 16}
+    whole = scan_of(case(**head, pattern="full", acceleration=1), data=None)
+    part = scan_of(case(**head, pattern="full", acceleration=1, field_of_view=0.65), data=None)
+    images = image_of(whole.raw.imaging.kspace)
+    folds = np.linalg.norm(folded(images, 42), axis=0)
+    assert part.judge.image.shape == (42, 48)
+    assert np.linalg.norm(np.abs(part.judge.image) - folds) < 0.05 * np.linalg.norm(folds)
+    assert part.maps.shape == (2, 4, 42, 48)
+    few = scan_of(case(**head, field_of_view=0.65), data=None)
+    for scan, least in ((part, 40), (few, 25)):
+        image = cg_sense(scan.raw, regularisation=0)
+        assert scan.judge.scores(Candidate(image=image, maps=scan.maps))["psnr"] > least
 
 
 def test_a_poisson_disc_is_a_plane_of_a_3d_scan() -> None:
@@ -287,6 +304,10 @@ def test_arrays_come_back_from_cfl_as_they_went(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_cfl(str(tmp_path / "a")), array)
     write_cfl(str(tmp_path / "b"), array[:1])
     np.testing.assert_array_equal(read_cfl(str(tmp_path / "b")), array[0])
+    sets = np.stack([array, 2 * array])
+    write_cfl(str(tmp_path / "c"), sets)
+    np.testing.assert_array_equal(read_cfl(str(tmp_path / "c")), sets)
+    assert (tmp_path / "c.hdr").read_text().splitlines()[1].startswith("5 4 1 3 2 1")
 
 
 def fake_bart(folder: Path, monkeypatch: pytest.MonkeyPatch, *, script: str) -> Path:
@@ -375,6 +396,17 @@ def test_without_a_source_checkout_there_are_no_benchmarks(
     assert capsys.readouterr().err == (
         "inrecon: benchmarks run from a source checkout; an installed inrecon does not bring them\n"
     )
+
+
+@pytest.mark.skipif(not bart.installed(), reason="BART is not installed")
+def test_bart_has_two_sets_of_maps_where_the_field_of_view_folds(tmp_path: Path) -> None:
+    head = HEAD | {"matrix": [64, 48]}
+    scan = scan_of(case(generated=head, centre=16, field_of_view=0.65), data=None)
+    opponent = opponents.Opponent(scan=scan, bart=Bart(cache=tmp_path, threads=1))
+    trial = opponent.fixed("bart_l2")
+    assert trial.command.startswith("ecalib -m2 ")
+    assert trial.candidate.maps.shape == (2, 4, 42, 48)
+    assert trial.merit > 20
 
 
 @pytest.mark.skipif(not bart.installed(), reason="BART is not installed")

@@ -44,19 +44,22 @@ class Bart:
         self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
         self.version = subprocess.run(["bart", "version"], capture_output=True, text=True, check=True).stdout.strip()
 
-    def maps(self, kspace: Complex, *, block: int, crop: float) -> Output:
-        """One set of ESPIRiT maps ``(coils, rows, columns)`` from the centre of `kspace`, of the same shape.
+    def maps(self, kspace: Complex, *, block: int, crop: float, sets: int = 1) -> Output:
+        """ESPIRiT maps ``(coils, rows, columns)`` from the centre of `kspace`, of the same shape; with `sets` before
+        the coils if there are more than one.
 
         `block` limits the side of the calibration block, `crop` is the smallest eigenvalue of the support.
         """
-        return self.run("ecalib", ["-m1", "-r", str(block), "-c", f"{crop:g}"], [kspace])
+        return self.run("ecalib", [f"-m{sets}", "-r", str(block), "-c", f"{crop:g}"], [kspace])
 
     def pics(self, kspace: Complex, maps: Complex, options: Sequence[str]) -> Output:
-        """The image ``(rows, columns)`` by `pics` with `options`, in the intensity of `kspace`."""
+        """The image ``(rows, columns)``, or that of each set of `maps`, by `pics` with `options`, in the intensity of
+        `kspace`."""
         return self.run("pics", [*options, "-S"], [kspace, maps])
 
     def run(self, program: str, options: Sequence[str], inputs: Sequence[Complex]) -> Output:
-        """The array that `program` makes of `inputs`, ``(coils, rows, columns)`` each; coils are dropped if one."""
+        """The array that `program` makes of `inputs`, ``([sets,] coils, rows, columns)`` each; axes of one set or coil
+        are dropped."""
         digest = hashlib.sha256(" ".join([self.version, program, *options]).encode())
         for array in inputs:
             digest.update(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
@@ -96,15 +99,16 @@ def installed() -> bool:
 
 
 def write_cfl(name: str, array: Complex) -> None:
-    """``(coils, rows, columns)`` as BART has it: rows, columns, one slice, coils, the first fastest."""
-    coils, rows, columns = array.shape
-    sizes = [rows, columns, 1, coils] + [1] * 12
+    """``([sets,] coils, rows, columns)`` as BART has it: rows, columns, one slice, coils, sets, the first fastest."""
+    *sets, coils, rows, columns = array.shape
+    sizes = [rows, columns, 1, coils, *sets] + [1] * (12 - len(sets))
     Path(f"{name}.hdr").write_text("# Dimensions\n" + " ".join(map(str, sizes)) + "\n")
-    array.transpose(1, 2, 0).astype(np.complex64).ravel("F").tofile(f"{name}.cfl")
+    np.moveaxis(array, (-2, -1), (0, 1)).swapaxes(2, -1).astype(np.complex64).ravel("F").tofile(f"{name}.cfl")
 
 
 def read_cfl(name: str) -> Complex:
-    """The array of `write_cfl`, without the coil axis where there is one coil only."""
-    rows, columns, _, coils, *_ = (int(n) for n in Path(f"{name}.hdr").read_text().splitlines()[1].split())
-    array = np.fromfile(f"{name}.cfl", np.complex64).reshape((rows, columns, coils), order="F").transpose(2, 0, 1)
-    return np.ascontiguousarray(array[0] if coils == 1 else array)
+    """The array of `write_cfl`, without the axes of coils and sets where there is one only."""
+    rows, columns, _, coils, sets, *_ = (int(n) for n in Path(f"{name}.hdr").read_text().splitlines()[1].split())
+    array = np.fromfile(f"{name}.cfl", np.complex64).reshape((rows, columns, coils, sets), order="F")
+    several = tuple(n for n in (sets, coils) if n > 1)
+    return np.ascontiguousarray(array.transpose(3, 2, 0, 1).reshape(*several, rows, columns))

@@ -44,9 +44,11 @@ class Case(Strict):
     its rows are the phase-encoding lines, with "x" its columns. `centre` is the number of fully sampled centre lines,
     or the side of the centre square of a "poisson" pattern, which undersamples both axes, as "own" does: the mask
     that the file brings. `noise` is the standard deviation of a complex sample, added to the data's own, over the
-    largest magnitude of k-space. `partial_fourier` leaves the first lines out. `held_out` leaves out that part of the
-    samples beyond the centre and judges by them, where there is no reference. `regions` are boxes of image pixels,
-    ``[first row, end row, first column, end column]``, in which errors are measured on their own.
+    largest magnitude of k-space. `partial_fourier` leaves the first lines out. `field_of_view` is the part of the
+    data's own that the scan spans across the lines: an object that is larger folds, and the reference is made of the
+    folded coil images and two sets of maps. `held_out` leaves out that part of the samples beyond the
+    centre and judges by them, where there is no reference. `regions` are boxes of image pixels, ``[first row, end row,
+    first column, end column]``, in which errors are measured on their own.
     """
 
     name: Annotated[str, Field(pattern=r"^[\w.-]+$")]
@@ -57,6 +59,7 @@ class Case(Strict):
     acceleration: Annotated[float, Field(ge=1)] = 1
     centre: Annotated[int, Field(ge=0)]
     partial_fourier: Annotated[float, Field(gt=0.5, le=1)] = 1
+    field_of_view: Annotated[float, Field(ge=0.5, le=1)] = 1
     noise: Annotated[float, Field(ge=0)] = 0
     seed: Annotated[int, Field(ge=0)] = 0
     held_out: Annotated[float, Field(ge=0, lt=0.5)] = 0
@@ -72,9 +75,16 @@ class Case(Strict):
             raise ValueError("pattern own is that of a data file")
         if self.planar and self.partial_fourier < 1:
             raise ValueError(f"partial_fourier leaves out lines; pattern {self.pattern} has none")
+        if self.planar and self.folds:
+            raise ValueError(f"a smaller field_of_view leaves out lines; pattern {self.pattern} has none")
         if self.pattern == "uniform" and self.acceleration != int(self.acceleration):
             raise ValueError("a uniform pattern takes every n-th line: acceleration must be whole")
         return self
+
+    @property
+    def folds(self) -> bool:
+        """Whether the field of view is smaller than the data's own."""
+        return self.field_of_view < 1
 
     @property
     def planar(self) -> bool:

@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from inrecon.condition import condition
+from inrecon.errors import InvalidFrame
 from inrecon.frame import Measurement, RawFrame
 from inrecon.operators import CartesianSense
 from inrecon.quality import measure, scale_to
-from inrecon.stream import coil_maps, intensity
+from inrecon.stream import coil_maps, combined, intensity
 
 Complex = NDArray[np.complex64]
 Box = tuple[int, int, int, int]
@@ -107,8 +108,10 @@ class HeldOut:
 
     def scores(self, candidate: Candidate) -> dict[str, float]:
         """The weighted error on the samples kept aside, the image scaled to fit those that were not."""
+        if candidate.maps.ndim != 3:
+            raise InvalidFrame("an image of two sets of coil maps cannot be taken apart to predict samples")
         maps = torch.from_numpy(candidate.maps)
-        shading = intensity_of(self.measurement, candidate.maps)
+        shading = intensity(self.measurement, maps).numpy()
         image = np.divide(candidate.image, shading, out=np.zeros_like(candidate.image), where=shading > 0)
         fitted = CartesianSense(maps, self.measurement.mask)
         predicted = fitted.forward(torch.from_numpy(image))
@@ -127,17 +130,14 @@ class HeldOut:
 
 
 def maps_of(raw: RawFrame) -> Complex:
-    """The coil maps ``(coils, rows, columns)`` of conditioned data that `inrecon.stream` makes images of `raw` with."""
+    """The coil maps of conditioned data that `inrecon.stream` makes images of `raw` with, as `CoilMaps` has them."""
     return coil_maps(condition(raw, device="cpu"), 0, fallbacks=[]).csm.numpy()
 
 
-def intensity_of(measurement: Measurement, maps: Complex) -> NDArray[np.float32]:
-    """Root sum of squares ``(rows, columns)`` of conditioned `maps`, in the coils as acquired.
-
-    Maps of conditioned coils have a unit one; an image times this has the shading of the coils as acquired.
-    """
-    shading: NDArray[np.float32] = intensity(measurement, torch.from_numpy(maps)).numpy()
-    return shading
+def combined_of(measurement: Measurement, maps: Complex, image: Complex) -> Complex:
+    """An image of conditioned coils with `maps`, or one of each of their sets, as `inrecon.stream` would send it."""
+    sent: Complex = combined(measurement, torch.from_numpy(maps), torch.from_numpy(image)).numpy()
+    return sent
 
 
 def _gridded(raw: RawFrame, shape: tuple[int, ...]) -> tuple[Complex, NDArray[np.bool_]]:

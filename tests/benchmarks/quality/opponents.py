@@ -10,7 +10,7 @@ import numpy as np
 
 from inrecon.condition import condition
 from quality.bart import Bart
-from quality.judge import Candidate, intensity_of
+from quality.judge import Candidate, combined_of
 from quality.scans import Complex, Scan
 
 GRID_RATIO = 2.0
@@ -108,14 +108,15 @@ class Opponent:
 
     def trial(self, name: str, weight: float, *, iterations: int, block: int, crop: float) -> Trial:
         """One run of a solver on maps of a block and a crop threshold."""
-        maps = self.bart.maps(self.kspace, block=block, crop=crop)
+        sets = 2 if self.scan.case.folds else 1
+        maps = self.bart.maps(self.kspace, block=block, crop=crop, sets=sets)
         options = SOLVERS[name].options(weight, iterations)
         output = self.bart.pics(self.kspace, maps.array, options)
-        image = output.array * intensity_of(self._measurement, maps.array)
+        image = combined_of(self._measurement, maps.array, output.array)
         candidate = Candidate(image=image.astype(np.complex64), maps=maps.array)
         scores = self.scan.judge.scores(candidate)
         return Trial(
-            command=f"ecalib -m1 -r {block} -c {crop:g}; pics {' '.join(options)}",
+            command=f"ecalib -m{sets} -r {block} -c {crop:g}; pics {' '.join(options)}",
             name=name,
             weight=weight,
             iterations=iterations,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from inrecon.calibrate import espirit
 from inrecon.frame import Geometry, Key, Noise, Protocol, RawFrame, Readouts
-from inrecon.simulate import simulate_scan
+from inrecon.simulate import folded, simulate_scan
 from quality.cases import Case, InvalidCases
 from quality.judge import HeldOut, Judge, Reference, maps_of
 from quality.sampling import Mask, centre_square, sampled
@@ -61,19 +62,25 @@ def scan_of(case: Case, *, data: Path | None) -> Scan | None:
     source = _source(case, data)
     if source is None:
         return None
-    shape = (source.kspace.shape[1], source.kspace.shape[2])
+    rows = 2 * round(source.kspace.shape[1] * case.field_of_view / 2) if case.folds else source.kspace.shape[1]
+    shape = (rows, source.kspace.shape[2])
     mask = sampled(case, shape, own=source.own)
     rng = np.random.default_rng((case.seed, 1))  # not the stream that lines are drawn from
     kept = mask
     if case.held_out > 0:
         kept = mask & ~_held_out(case, mask, rng)
     noisy = source.kspace + case.noise * LARGEST * _white(source.kspace.shape, rng)
-    noise = None if source.noise is None else _noise_of(_noise_samples(case, source, noisy, rng), length=shape[1])
+    # The noise of what folds adds up.
+    louder = math.sqrt(source.kspace.shape[1] / rows)
+    samples = None if source.noise is None else louder * _noise_samples(case, source, noisy, rng)
+    noise = None if samples is None else _noise_of(samples, length=shape[1])
+    if case.folds:
+        noisy = _kspace_of(folded(image_of(noisy), rows))
     raw = raw_frame(case, noisy, kept, noise=noise)
     if case.held_out > 0:
         judge: Judge = HeldOut.of(raw, raw_frame(case, noisy, mask, noise=noise))
     else:
-        judge = _reference(case, source)
+        judge = _reference(case, source, rows)
     return Scan(case=case, raw=raw, judge=judge, acceleration=float(mask.size / kept.sum()))
 
 
@@ -157,13 +164,33 @@ def image_of(kspace: Complex) -> Complex:
     return image
 
 
-def _reference(case: Case, source: _Source) -> Reference:
-    """Fully sampled coil images combined by ESPIRiT maps of their own centre, or the truth; the maps' support."""
-    shape = (source.kspace.shape[1], source.kspace.shape[2])
-    block = source.kspace[:, *centre_square(shape, REFERENCE_BLOCK)]
+def _kspace_of(images: Complex) -> Complex:
+    """The inverse of `image_of`."""
+    shifted = np.fft.ifftshift(images, (-2, -1))
+    kspace: Complex = np.fft.fftshift(np.fft.fft2(shifted, norm="ortho"), (-2, -1)).astype(np.complex64)
+    return kspace
+
+
+def _reference(case: Case, source: _Source, rows: int) -> Reference:
+    """Fully sampled coil images combined by ESPIRiT maps of their own centre, or the truth; the maps' support.
+
+    Of a scan whose field of view folds, the root sum of squares of the coil images on its `rows`, as far as both sets
+    of maps explain them: that leaves out most of the noise.
+    """
+    images = image_of(source.kspace)
+    kspace = source.kspace
+    if case.folds:
+        images = folded(images, rows)
+        kspace = _kspace_of(images)
+    shape = (kspace.shape[1], kspace.shape[2])
+    block = kspace[:, *centre_square(shape, REFERENCE_BLOCK)]
     maps = espirit(torch.from_numpy(block.copy()), shape)
-    combined = (maps.csm.numpy().conj() * image_of(source.kspace)).sum(0)
-    image = combined if source.truth is None else source.truth
+    if case.folds:
+        csm = maps.csm.numpy().reshape(-1, *images.shape)
+        explained = (csm * (csm.conj() * images).sum(1, keepdims=True)).sum(0)
+        image = np.linalg.norm(explained, axis=0).astype(np.complex64)
+    else:
+        image = (maps.csm.numpy().conj() * images).sum(0) if source.truth is None else source.truth
     return Reference(image=image, support=maps.support.numpy(), regions=dict(case.regions))
 
 
