@@ -51,15 +51,36 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         "-d", "--defaultConfig", metavar="NAME", help="runs where a client names a configuration that does not exist"
     )
     _add_machine(parser)
+    parser.add_argument(
+        "--tune-seconds",
+        type=_seconds,
+        metavar="SECONDS",
+        help="search so long on a scan of a protocol that no hyperparameter file is about; needs --candidates",
+    )
+    parser.add_argument(
+        "--candidates",
+        type=_folder,
+        metavar="DIR",
+        help="where that is kept, for a person to look at",
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="log more")
     parser.add_argument("-l", "--logfile", type=Path, metavar="FILE", help="log to the end of FILE instead of stderr")
 
 
 def _add_replay(parser: argparse.ArgumentParser) -> None:
-    _add_raw(parser)
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.h5", help="where the images go")
+    parser.add_argument("raw", type=Path, nargs="+", metavar="RAW.h5", help="ISMRMRD raw files")
+    _add_group(parser)
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="OUT.h5",
+        help="where the images go: a file, of several raw files a folder, as are --png and --report then",
+    )
     _add_request(parser)
     _add_machine(parser)
+    _add_tasks(parser, what="raw files at a time")
     parser.add_argument("--png", type=Path, metavar="DIR", help="write each image as PNG, too")
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="write what was done to each image")
 
@@ -87,12 +108,14 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
 
 def _add_tune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("raw", type=Path, nargs="+", metavar="RAW.h5", help="ISMRMRD raw files of one protocol")
-    parser.add_argument("-g", "--group", default="dataset", help="HDF5 group of the raw data (%(default)s)")
-    parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="PROTOCOL.yaml", help="the hyperparameter file to write"
+    _add_group(parser)
+    purpose = parser.add_mutually_exclusive_group(required=True)
+    purpose.add_argument("-o", "--output", type=Path, metavar="PROTOCOL.yaml", help="the hyperparameter file to write")
+    purpose.add_argument(
+        "--verify", action="store_true", help="search shortly, and say whether the file that the scans have still holds"
     )
     parser.add_argument("--method", metavar="NAME", help="method to tune (that of the entry which the scan has now)")
-    parser.add_argument("--trials", type=_count, default=60, metavar="N", help="candidates in all (%(default)s)")
+    parser.add_argument("--trials", type=_count, metavar="N", help="candidates in all (60; 15 to verify)")
     parser.add_argument("--sampler", default="gp_ucb", metavar="NAME", help="gp_ucb, gp, tpe, quasi_random or random")
     parser.add_argument("--whole", action="store_true", help="fit every candidate to the end instead of dropping some")
     parser.add_argument(
@@ -102,7 +125,7 @@ def _add_tune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--oracle", type=Path, metavar="FULL.h5", help="the same frames fully sampled: judge by these")
     parser.add_argument("--storage", metavar="URL", help="where the study is kept (a file beside the output)")
     parser.add_argument("--study", metavar="NAME", help="its name there (that of the output)")
-    parser.add_argument("-j", "--jobs", type=_count, default=1, metavar="N", help="processes that fit (%(default)s)")
+    _add_tasks(parser, what="processes that fit")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the sampler (%(default)s)")
     _add_machine(parser)
 
@@ -118,18 +141,29 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("suite", choices=("quality",), help="which benchmark")
+    parser.add_argument("suite", choices=("quality", "tuning"), help="which benchmark")
     parser.add_argument(
         "rest",
         nargs=argparse.REMAINDER,
         metavar="...",
-        help="its own arguments; 'inrecon bench quality --help' lists them",
+        help="its own arguments; 'inrecon bench SUITE --help' lists them",
     )
 
 
 def _add_raw(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("raw", type=Path, metavar="RAW.h5", help="ISMRMRD raw file")
+    _add_group(parser)
+
+
+def _add_group(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-g", "--group", default="dataset", help="HDF5 group of the raw data (%(default)s)")
+
+
+def _add_tasks(parser: argparse.ArgumentParser, *, what: str) -> None:
+    parser.add_argument(
+        "-j", "--jobs", type=_count, metavar="N", help=f"{what} (1; on a Ray cluster as many as it has cores or GPUs)"
+    )
+    parser.add_argument("--ray", metavar="ADDRESS", help="on the Ray cluster there ('auto': the one of this machine)")
 
 
 def _add_request(parser: argparse.ArgumentParser) -> None:

@@ -6,16 +6,23 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inrecon.errors import InreconError
 from inrecon.frame import Request
 from inrecon_server.arguments import MISUSED, build_parser
+
+if TYPE_CHECKING:
+    from inrecon.hyperparams import Entry, HyperparameterFiles
+    from inrecon.tuning import Plan, Scans
+    from inrecon_server.batch import Done, Job
+    from inrecon_server.worker import InlineTuning
 
 _FAILED, _INTERRUPTED = 1, 130
 
@@ -70,6 +77,7 @@ def _serve(options: argparse.Namespace) -> int:
         device=options.device,
         hyperparameters=options.hyperparameters,
         default_config=options.defaultConfig,
+        inline_tuning=_inline_tuning(options),
     )
     with _stderr_to(options.logfile):
         logging.basicConfig(
@@ -80,6 +88,21 @@ def _serve(options: argparse.Namespace) -> int:
         except OSError as error:
             raise InreconError(f"cannot listen on {options.host}:{options.port}: {error.strerror}") from error
     return 0
+
+
+def _inline_tuning(options: argparse.Namespace) -> InlineTuning | None:
+    from inrecon_server.worker import InlineTuning
+
+    if (options.tune_seconds is None) != (options.candidates is None):
+        raise InreconError("--tune-seconds and --candidates go together")
+    if options.tune_seconds is None:
+        return None
+    if find_spec("optuna") is None:
+        raise InreconError("tuning needs the package optuna: pip install 'inrecon[tune]'")
+    used = options.hyperparameters
+    if used is not None and options.candidates.resolve().is_relative_to(used.resolve()):
+        raise InreconError(f"candidates in {options.candidates} would be used unseen: it is inside of {used}")
+    return InlineTuning(seconds=options.tune_seconds, folder=options.candidates.resolve())
 
 
 @contextmanager
@@ -99,45 +122,73 @@ def _stderr_to(path: Path | None) -> Iterator[None]:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from inrecon_server.files import UnwritableFile, open_raw, replacing, write_images, write_pngs
+    from inrecon_server.batch import Job, NoImage, reconstruct_file
 
-    if options.report and options.report.resolve() == options.output.resolve():
-        raise UnwritableFile(f"{options.report} cannot hold both the images and the report")
+    def job(raw: Path, output: Path, report: Path | None, png: Path | None) -> Job:
+        return Job(
+            raw=raw,
+            group=options.group,
+            request=request,
+            hyperparameters=options.hyperparameters,
+            device=options.device,
+            output=output,
+            report=report,
+            png=png,
+        )
+
     request = _request(options)
-    with open_raw(options.raw, group=options.group) as raw, ExitStack() as outputs:
-        images = outputs.enter_context(replacing(options.output, source=options.raw))
-        report = options.report and outputs.enter_context(replacing(options.report, source=options.raw))
-        if options.png:
-            options.png.mkdir(parents=True, exist_ok=True)
-
-        from inrecon_server.replay import replay, write_report
-
-        outcome = replay(raw, request=request, hyperparameters=options.hyperparameters, device=options.device)
-        if not outcome.images:
-            raise Failed(f"no image: {outcome.problem or outcome.summary}")
-        write_images(images, outcome.images)
-        if report:
-            write_report(report, outcome.reports)
-        if options.png:
-            write_pngs(options.png, outcome.images)
-    if options.preset:
-        for method in _without_preset(outcome.reports):
-            _warn(f"preset {options.preset!r} has no values for method {method!r}")
-    _say(outcome.summary)
-    if outcome.problem:
-        raise Failed(f"{options.output} is not complete: {outcome.problem}")
+    if len(options.raw) > 1 or options.ray:
+        return _replay_many(options, [job(*paths) for paths in _places(options)])
+    try:
+        done = reconstruct_file(job(options.raw[0], options.output, options.report, options.png))
+    except NoImage as error:
+        raise Failed(str(error)) from error
+    _tell(done, preset=options.preset)
+    if done.problem:
+        raise Failed(done.problem)
     return 0
 
 
-def _without_preset(reports: Iterable[Mapping[str, Any]]) -> list[str]:
-    """The methods for which the scan's hyperparameter file has no values, and so no preset either."""
-    return sorted(
-        {
-            report["method"]
-            for report in reports
-            if not any(source == "entry" or source.startswith("preset ") for source in report["sources"].values())
-        }
-    )
+def _tell(done: Done, *, preset: str | None, name: str = "") -> None:
+    """What became of a raw file, its `name` before each line."""
+    if preset:
+        for method in done.without_preset:
+            _warn(f"{name}preset {preset!r} has no values for method {method!r}")
+    _say(f"{name}{done.summary}")
+
+
+def _replay_many(options: argparse.Namespace, jobs: Sequence[Job]) -> int:
+    """Many files at a time, each with its own outputs in the folders that were given; one that fails stops no other."""
+    from inrecon_server.batch import reconstruct_files
+    from inrecon_server.tasks import tasks_on
+
+    failed = 0
+    for job, ended in reconstruct_files(jobs, tasks_on(options.ray, size=options.jobs, device=options.device)):
+        done = ended.answer
+        if done is not None:
+            for text in done.told:
+                sys.stderr.write(f"inrecon: {job.raw}: {text}\n")
+            _tell(done, preset=options.preset, name=f"{job.raw}: ")
+        if problem := ended.problem or done.problem:
+            failed += 1
+            _complain(f"{job.raw}: {problem}", _FAILED)
+    if failed:
+        raise Failed(f"{failed} of {len(jobs)} files failed, or not all of their images could be made")
+    return 0
+
+
+def _places(options: argparse.Namespace) -> list[tuple[Path, Path, Path | None, Path | None]]:
+    """For each raw file, all by full paths: itself, and its images, report and pictures in the folders given."""
+    names = [raw.stem for raw in options.raw]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InreconError(f"several raw files are called {', '.join(twice)}: their images would have the same name")
+    for folder in filter(None, (options.output, options.report, options.png)):
+        folder.mkdir(parents=True, exist_ok=True)
+    output, report, png = (folder and folder.resolve() for folder in (options.output, options.report, options.png))
+    return [
+        (raw.resolve(), output / f"{raw.stem}.h5", report and report / f"{raw.stem}.json", png and png / raw.stem)
+        for raw in options.raw
+    ]
 
 
 def _request(options: argparse.Namespace) -> Request:
@@ -190,6 +241,7 @@ def _send(options: argparse.Namespace) -> int:
 
 def _tune(options: argparse.Namespace) -> int:
     try:
+        from inrecon_server.tasks import tasks_on
         from inrecon_server.tune import Data, Search, open_study, search_with
         from inrecon_server.tuned import current_values, fixed_values, write_results
     except ModuleNotFoundError as error:
@@ -197,13 +249,13 @@ def _tune(options: argparse.Namespace) -> int:
     from inrecon.hyperparams import HyperparameterFiles
     from inrecon.tuning import RUNGS, Plan
 
-    output: Path = options.output.resolve()
-    if not output.parent.is_dir():
+    output: Path | None = options.output and options.output.resolve()
+    if output is not None and not output.parent.is_dir():
         raise InreconError(f"there is no folder {output.parent}")
     data = Data(
-        files=tuple(options.raw),
+        files=tuple(path.resolve() for path in options.raw),
         group=options.group,
-        oracle=options.oracle,
+        oracle=options.oracle and options.oracle.resolve(),
         device=options.device,
         folds=options.folds,
         slices=options.slices,
@@ -214,10 +266,12 @@ def _tune(options: argparse.Namespace) -> int:
     method = options.method or entry.method
     plan = Plan(
         method=method,
-        trials=options.trials,
+        trials=options.trials or (60 if output else 15),
         rungs=RUNGS[-1:] if options.whole else RUNGS,
         fixed=fixed_values(entry, method),
     )
+    if output is None:
+        return _verify(scans, plan, entry=entry, files=files)
     search = Search(
         data=data,
         plan=plan,
@@ -226,9 +280,11 @@ def _tune(options: argparse.Namespace) -> int:
         sampler=options.sampler,
         seed=options.seed,
     )
+    alone = options.ray is None and options.jobs in (None, 1)
+    tasks = None if alone else tasks_on(options.ray, size=options.jobs, device=options.device)
     study = open_study(search, sha256=scans.sha256, candidates=current_values(files, method))
     try:
-        search_with(search, study, scans, jobs=options.jobs)
+        search_with(search, study, scans, tasks=tasks)
     except KeyboardInterrupt:
         kept = len(study.get_trials(deepcopy=False))
         _warn(f"{kept} trials are kept in {search.storage}; the same command goes on with them")
@@ -236,6 +292,20 @@ def _tune(options: argparse.Namespace) -> int:
     folder = options.hyperparameters
     for line in write_results(search, study, scans, entry=entry, files=files, output=output, folder=folder):
         _say(line)
+    return 0
+
+
+def _verify(scans: Scans, plan: Plan, *, entry: Entry, files: HyperparameterFiles) -> int:
+    """Whether `entry` is as good on `scans` as others are."""
+    from inrecon.tuning import verify
+    from inrecon_server.tuned import current_values
+
+    verified = verify(scans, plan, name=entry.name, candidates=current_values(files, plan.method, first=entry))
+    for line in verified.lines():
+        _say(line)
+    if better := ", ".join(verified.better):
+        raise Failed(f"{entry.name} does not hold for this scan: clearly better would be {better}")
+    _say(f"{entry.name} holds for this scan")
     return 0
 
 

@@ -32,13 +32,14 @@ log = logging.getLogger(__name__)
 class Replayed:
     """What became of a raw file: `images` in order, a report for each, the frames that failed, and `summary`.
 
-    `ended_by` is why reading stopped before the end of the file, if it did.
+    `ended_by` is why reading stopped before the end of the file, if it did; `told` what a user should know.
     """
 
     images: list[ismrmrd.Image] = field(default_factory=list)
     reports: list[Mapping[str, Any]] = field(default_factory=list)
     failed: int = 0
     ended_by: str | None = None
+    told: list[str] = field(default_factory=list)
     summary: str = ""
 
     @property
@@ -48,12 +49,14 @@ class Replayed:
         return "; ".join(filter(None, (failed, self.ended_by)))
 
 
-def replay(raw: RawFile, *, request: Request, hyperparameters: Path | None, device: str) -> Replayed:
+def replay(
+    raw: RawFile, *, request: Request, hyperparameters: Path | None, device: str, quiet: bool = False
+) -> Replayed:
     """Reconstruct everything in `raw`, on `device` (``auto``, ``cpu`` or ``cuda``).
 
     `hyperparameters` is a folder of files (None: the shipped ones). What a user should know goes to stderr, with a
-    progress bar if that is a terminal. As in the server, a frame that cannot be reconstructed is left out, and a
-    readout that makes no sense, or cannot be read, ends the scan with the frames complete before it. Raises
+    progress bar if that is a terminal, unless `quiet`. As in the server, a frame that cannot be reconstructed is left
+    out, and a readout that makes no sense, or cannot be read, ends the scan with the frames complete before it. Raises
     `InreconError` for what no frame could overcome: header, method, hyperparameters, device.
     """
     if request.method is not None:
@@ -61,7 +64,7 @@ def replay(raw: RawFile, *, request: Request, hyperparameters: Path | None, devi
     chosen = stream.choose_device(device)
     files = HyperparameterFiles.load(hyperparameters)
     accumulator = Accumulator(parse_header(raw.header))
-    with _Screen() as screen, listening(screen.hear):
+    with _Screen(quiet=quiet) as screen, listening(screen.hear):
         run = _Run(request=request, files=files, device=chosen, screen=screen)
         try:
             for acquisition in screen.counted(raw.acquisitions(), total=raw.readouts):
@@ -70,6 +73,7 @@ def replay(raw: RawFile, *, request: Request, hyperparameters: Path | None, devi
         except (InvalidFrame, UnreadableFile) as error:
             run.outcome.ended_by = str(error)
     seconds = time.perf_counter() - run.started
+    run.outcome.told = screen.told
     run.outcome.summary = f"{len(run.outcome.images)} images in {seconds:.1f} s; {accumulator.summary()}"
     return run.outcome
 
@@ -94,8 +98,9 @@ def _strict(value: Any) -> Any:
 class _Screen:
     """What a person sees meanwhile: warnings, each once, and on a terminal how far the file and the fit are."""
 
-    def __init__(self) -> None:
-        self._console = Console(stderr=True)
+    def __init__(self, *, quiet: bool) -> None:
+        self.told: list[str] = []
+        self._console = Console(stderr=True, quiet=quiet)
         self._progress = Progress(
             TextColumn("{task.description:<10}"),
             BarColumn(),
@@ -129,8 +134,8 @@ class _Screen:
 
     def tell(self, notice: Notice) -> None:
         for told in self._news.of(notice):
-            line = f"inrecon: {told.level.lower()}: {told.text}"
-            self._console.print(line, soft_wrap=True, markup=False, highlight=False)
+            self.told.append(f"{told.level.lower()}: {told.text}")
+            self._console.print(f"inrecon: {self.told[-1]}", soft_wrap=True, markup=False, highlight=False)
 
 
 @dataclass(kw_only=True)

@@ -14,7 +14,7 @@ from inrecon.errors import InreconError
 from inrecon_server.config import configure
 from inrecon_server.connection import Connection, Patience
 from inrecon_server.session import Session
-from inrecon_server.worker import Worker
+from inrecon_server.worker import InlineTuning, Worker
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,8 @@ class ServerSettings:
     """How to serve. `port` 0 is any free one; `device` is ``auto``, ``cpu`` or ``cuda``.
 
     `hyperparameters` is a folder of files (None: the shipped ones), read anew for each scan. `default_config` runs
-    where a client names a configuration that does not exist; without it, such a client is refused.
+    where a client names a configuration that does not exist; without it, such a client is refused. `inline_tuning` is
+    for scans that no hyperparameter file is about, None to take the default values for them.
     """
 
     host: str = "127.0.0.1"
@@ -34,6 +35,7 @@ class ServerSettings:
     device: str = "auto"
     hyperparameters: Path | None = None
     default_config: str | None = None
+    inline_tuning: InlineTuning | None = None
     max_connections: int = 16
     shutdown_grace_s: float = 5.0
     patience: Patience = field(default_factory=Patience)
@@ -100,6 +102,7 @@ class _Server:
                 hyperparameters=settings.hyperparameters,
                 device=settings.device,
                 default_config=settings.default_config,
+                inline_tuning=settings.inline_tuning,
             ),
             worker=self._worker,
             patience=settings.patience.cut_short() if full else settings.patience,

@@ -28,7 +28,7 @@ from inrecon_server.protocol import (
     Text,
     Waveform,
 )
-from inrecon_server.worker import Job, JobResult, Progress
+from inrecon_server.worker import InlineTuning, Job, JobResult, Progress
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +44,17 @@ class Session:
     turn a frame into a job and the job's result into notices, strictly one job at a time and in the frames' order.
     """
 
-    def __init__(self, *, hyperparameters: Path | None, device: str, default_config: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        hyperparameters: Path | None,
+        device: str,
+        default_config: str | None = None,
+        inline_tuning: InlineTuning | None = None,
+    ) -> None:
         self._hyperparameters = hyperparameters
         self._device = device
+        self._inline_tuning = inline_tuning
         self._default_config = default_config
         self._configuration: Configuration | None = None
         self._refused: InreconError | None = None
@@ -99,6 +107,7 @@ class Session:
             progress=self._progress,
             hyperparameters=self._hyperparameters,
             device=self._device,
+            inline_tuning=self._inline_tuning,
         )
 
     def take(self, result: JobResult) -> Iterator[Notice]:

@@ -7,22 +7,17 @@ them, and tells it the losses.
 
 from __future__ import annotations
 
+import functools
 import logging
-import multiprocessing
-import multiprocessing.connection
 import os
-import signal
 import socket
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
 import optuna
-import torch
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.study import Study
@@ -38,6 +33,7 @@ from inrecon.frame import RawFrame
 from inrecon.tuning import Plan, Scans, compete, judged_scans, make_sampler
 from inrecon.tuning.study import again, begun_trials, retry
 from inrecon_server.files import open_raw
+from inrecon_server.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +43,8 @@ GRACE_S = 180
 SIGNING_S = 5
 """What a worker takes at most from asking for a trial to putting its name there."""
 
-MOST_DEATHS = 5
-"""Workers that may die before the search gives up."""
+MOST_LOST = 5
+"""Workers that may be lost before the search gives up."""
 
 
 class SearchFailed(InreconError):
@@ -105,19 +101,27 @@ def open_study(search: Search, *, sha256: str, candidates: Mapping[str, Mapping[
     return study
 
 
-def search_with(search: Search, study: Study, scans: Scans, *, jobs: int) -> None:
-    """Run workers until all trials are done, in this process or in `jobs` others.
+def search_with(search: Search, study: Study, scans: Scans, *, tasks: Tasks | None) -> None:
+    """Run workers until all trials are done, by `tasks` or, without, here.
 
-    A worker that dies is replaced and its trials are tried again. Raises `SearchFailed` if they die again and again.
+    A worker that is lost is replaced and its trials are tried again. Raises `SearchFailed` if that happens again and
+    again.
     """
     with _Screen(study, search.plan.trials) as screen:
-        if jobs == 1:
+        if tasks is None:
             work(search, seed=search.seed, scans=scans, on_rung=screen.show)
         else:
-            _in_processes(search, study, screen, jobs=jobs)
+            _side_by_side(search, study, tasks, screen)
 
 
-def work(search: Search, *, seed: int, scans: Scans | None = None, on_rung: Callable[[], None] = lambda: None) -> int:
+def work(
+    search: Search,
+    *,
+    seed: int,
+    call: str = "",
+    scans: Scans | None = None,
+    on_rung: Callable[[], None] = lambda: None,
+) -> int:
     """One worker: join the study and compete; returns the iterations that it spent."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = _study(search, seed=seed)
@@ -130,66 +134,42 @@ def work(search: Search, *, seed: int, scans: Scans | None = None, on_rung: Call
         study,
         search.plan,
         search.data.load() if scans is None else scans,
-        worker=_me(),
+        worker=f"{_me()} {call}".rstrip(),
         beat=lambda trial: beat(trial._trial_id),
         on_rung=on_rung,
     )
 
 
-def _in_processes(search: Search, study: Study, screen: _Screen, *, jobs: int) -> None:
-    """`jobs` workers; each has a share of the cores, for threads of different workers would wait for one another."""
-    context = multiprocessing.get_context("spawn")
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    alive: dict[int, SpawnProcess] = {}
-    deaths, number = 0, 0
-    try:
+def _side_by_side(search: Search, study: Study, tasks: Tasks, screen: _Screen) -> None:
+    """As many workers as `tasks` has room for, as long as there are trials to begin."""
+    calls: dict[int, str] = {}
+    lost_workers = 0
+    with tasks:
         while True:
-            while len(alive) < jobs and begun_trials(study) < search.plan.trials:
-                process = context.Process(target=_worker, args=(search, search.seed + 1000 * number, threads))
-                process.start()
-                alive[number] = process
-                number += 1
-            if not alive:
+            while tasks.running < tasks.size and begun_trials(study) < search.plan.trials:
+                call, seed = f"{_me()}#{len(calls)}", search.seed + 1000 * len(calls)
+                calls[tasks.start(functools.partial(work, search, seed=seed, call=call))] = call
+            if not tasks.running:
                 if not (lost := _lost(study)):
                     return
                 retry(study, lost)
                 continue
-            multiprocessing.connection.wait([process.sentinel for process in alive.values()], timeout=1.0)
-            screen.show()
-            for index, process in list(alive.items()):
-                if process.exitcode is None:
+            for ended in tasks.ended(timeout_s=1.0):
+                if ended.problem is None:
                     continue
-                del alive[index]
-                if process.exitcode != 0:
-                    deaths += 1
-                    lost = _lost(study)
-                    log.warning("a worker ended with code %s; %s trials are tried again", process.exitcode, len(lost))
-                    retry(study, lost)
-                if deaths > MOST_DEATHS:
-                    raise SearchFailed(f"{deaths} workers died; the last with exit code {process.exitcode}")
-    finally:
-        for process in alive.values():
-            process.terminate()
-        for process in alive.values():
-            process.join()
+                lost = _lost(study, call=calls[ended.number])
+                log.warning("a worker is lost: %s; %s trials are tried again", ended.problem, len(lost))
+                retry(study, lost)
+                lost_workers += 1
+                if lost_workers > MOST_LOST:
+                    raise SearchFailed(f"{lost_workers} workers were lost; the last: {ended.problem}")
+            screen.show()
 
 
-def _worker(search: Search, seed: int, threads: int) -> None:
-    """What a process of its own does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the parent, which ends this one
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    torch.set_num_threads(threads)
-    try:
-        work(search, seed=seed)
-    except InreconError as error:
-        log.error("%s", error)
-        sys.exit(1)
-
-
-def _lost(study: Study) -> list[FrozenTrial]:
-    """Trials that some worker has begun and not ended, and will not."""
+def _lost(study: Study, *, call: str | None = None) -> list[FrozenTrial]:
+    """Trials that some worker has begun and not ended, and will not: that of `call` is known to be gone."""
     running = study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
-    return [trial for trial in running if not _alive(trial)]
+    return [trial for trial in running if _call(trial) == call is not None or not _alive(trial)]
 
 
 def _study(search: Search, *, seed: int) -> Study:
@@ -222,12 +202,17 @@ def _me() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
+def _call(trial: FrozenTrial) -> str:
+    """Which call of `_side_by_side` a trial's worker was; nothing if it was none."""
+    return str(trial.user_attrs.get("worker", "")).partition(" ")[2]
+
+
 def _alive(trial: FrozenTrial) -> bool:
     """Whether the trial's worker may still be at work: one of another machine is taken to be."""
     if "worker" not in trial.user_attrs:  # broken off before it could say
         begun = trial.datetime_start
         return begun is not None and (datetime.now() - begun).total_seconds() < SIGNING_S
-    host, _, process = str(trial.user_attrs["worker"]).rpartition(":")
+    host, _, process = str(trial.user_attrs["worker"]).partition(" ")[0].rpartition(":")
     if host != socket.gethostname() or not process.isdecimal():
         return True
     try:

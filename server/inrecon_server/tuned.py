@@ -43,10 +43,13 @@ class Tuned:
     iterations: int
 
 
-def current_values(files: HyperparameterFiles, method: str) -> dict[str, dict[str, float]]:
-    """By entry, the values of the tunable fields of `method` that the entry asks for; of equal ones the first."""
+def current_values(
+    files: HyperparameterFiles, method: str, *, first: Entry | None = None
+) -> dict[str, dict[str, float]]:
+    """By entry, the values of the tunable fields of `method` that the entry asks for; of equal ones the first: that of
+    `first`, then of the default."""
     found: dict[str, dict[str, float]] = {}
-    for entry in sorted(files.entries, key=lambda entry: entry.name != "default"):
+    for entry in sorted(files.entries, key=lambda entry: (entry != first, entry.name != "default")):
         values = entry.resolve(Request(method=method)).values
         searched = {name: float(str(values[name])) for name in tunable_fields(methods[method])}
         if searched not in found.values():

@@ -44,6 +44,14 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InlineTuning:
+    """How long to search on a scan of a protocol that no hyperparameter file is about, and the folder of candidates."""
+
+    seconds: float
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """One frame to reconstruct; `hyperparameters` is the folder of files (None: the shipped ones)."""
 
@@ -52,6 +60,7 @@ class Job:
     progress: Progress
     hyperparameters: Path | None
     device: str
+    inline_tuning: InlineTuning | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,12 +113,24 @@ def run_job(job: Job) -> JobResult:
 
 
 def _hyperparameters(job: Job) -> tuple[HyperparameterFiles, Progress]:
-    """The files as they were at the scan's first job, whatever has become of them since."""
+    """The files as they were at the scan's first job, whatever has become of them since, and what was tuned then."""
     from inrecon.hyperparams import HyperparameterFiles  # its check of the methods' fields imports torch
 
     if job.progress.hyperparameters is not None:
         return pickle.loads(job.progress.hyperparameters), job.progress  # noqa: S301  pickled below, in our own process
     files = HyperparameterFiles.load(job.hyperparameters)
+    if job.inline_tuning is not None:
+        from inrecon import stream
+        from inrecon.tuning import tuned_for
+
+        files = tuned_for(
+            job.raw,
+            files,
+            request=job.request,
+            device=stream.choose_device(job.device),
+            seconds=job.inline_tuning.seconds,
+            folder=job.inline_tuning.folder,
+        )
     return files, replace(job.progress, hyperparameters=pickle.dumps(files))
 
 

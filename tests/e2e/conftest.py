@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,3 +119,35 @@ def small_server() -> Iterator[RunningServer]:
 def scan() -> SimulatedScan:
     """One frame of 32 x 32 pixels and four coils, with noise readouts."""
     return simulate_scan(shape=(32, 32), coils=4, acceleration=2, acs=12)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """The address of a real Ray cluster of this machine, with two cores."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    # Not pytest's folder: the names of Ray's sockets in it would be too long.
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:
+        command = ["start", "--head", "--block", "--num-cpus=2", f"--port={address.rpartition(':')[2]}"]
+        more = ["--node-ip-address=127.0.0.1", "--include-dashboard=false", "--disable-usage-stats"]
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("ray"), *command, *more, f"--temp-dir={folder}"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "RAY_worker_niceness": "0"},
+        )
+        assert process.stdout is not None
+        heard = []
+        for line in process.stdout:
+            heard.append(line)
+            if "Ray runtime started" in line:
+                break
+        else:
+            pytest.fail(f"Ray did not start: {''.join(heard)}")
+        try:
+            yield address
+        finally:
+            process.terminate()
+            process.communicate(timeout=60)

@@ -21,7 +21,16 @@ from inrecon.hyperparams import HyperparameterFiles
 from inrecon.simulate import simulate_scan
 from inrecon_server.notices import Notice, notice_of
 from inrecon_server.protocol import Image, Parser
-from inrecon_server.worker import Job, JobResult, Progress, Worker, run_job
+from inrecon_server.worker import InlineTuning, Job, JobResult, Progress, Worker, run_job
+
+SMALL = """
+version: 1
+method: bilevel_inr
+normalisation: kspace_max
+values: {levels: 3, log2_table_size: 8, base_resolution: 4, width: 8, pixel_shift: 0}
+presets: {standard: {iterations: 20}}
+provenance: {from: by hand, source: made for a test}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +64,25 @@ def test_a_scan_keeps_the_hyperparameters_it_began_with(job: Job, tmp_path: Path
     begun = Progress(hyperparameters=pickle.dumps(HyperparameterFiles.load()))
     assert run_job(replace(job, hyperparameters=tmp_path, progress=begun)).images
     assert "no hyperparameter files" in errors(run_job(replace(job, hyperparameters=tmp_path)))[0]
+
+
+def test_a_scan_is_tuned_once_and_all_its_frames_use_what_was_found(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "candidates").mkdir()
+    (tmp_path / "files" / "default.yaml").write_text(SMALL)
+    tuning = InlineTuning(seconds=1e-3, folder=tmp_path / "candidates")
+    job = replace(job, request=Request(), hyperparameters=tmp_path / "files", inline_tuning=tuning)
+    first = run_job(job)
+    (candidate,) = (tmp_path / "candidates").glob("*.yaml")
+    assert any(f"kept as {candidate}" in notice.text for notice in first.notices)
+    written = candidate.read_bytes()
+    candidate.unlink()
+    second = run_job(replace(job, progress=first.progress))
+    assert not candidate.exists()
+    parser = Parser(role="client")
+    images = [message for data in (*first.images, *second.images) for message in parser.feed(data)]
+    assert [f"<value>{candidate.stem}</value>" in image.attribute_string for image in images] == [True, True]
+    assert written
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,12 @@
 Optuna keeps the trials; everything that fits is `inrecon.methods`.
 """
 
+from inrecon.tuning.inline import tuned_for
 from inrecon.tuning.race import Race, race
 from inrecon.tuning.scans import Judged, NotTunable, Scans, judged_scans
 from inrecon.tuning.search import SAMPLERS, make_sampler, search_space
 from inrecon.tuning.study import RUNGS, Plan, compete, retry
+from inrecon.tuning.verify import Verified, verify
 
 __all__ = [
     "RUNGS",
@@ -18,10 +20,13 @@ __all__ = [
     "Plan",
     "Race",
     "Scans",
+    "Verified",
     "compete",
     "judged_scans",
     "make_sampler",
     "race",
     "retry",
     "search_space",
+    "tuned_for",
+    "verify",
 ]

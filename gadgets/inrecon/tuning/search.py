@@ -19,8 +19,11 @@ from inrecon.methods import Method, tunable_fields
 STARTUP = 20
 """Quasi-random points before the model is asked, as many as the paper draws at random."""
 
-KAPPA = 2.0
+KAPPA = 0.5
 """How many standard deviations below its mean a loss is hoped to be, kappa of Eq. (10)."""
+
+REACH = 0.15
+"""How far from the best point the next one may lie, along each side of the unit cube."""
 
 
 def search_space(method: type[Method]) -> dict[str, FloatDistribution]:
@@ -32,8 +35,10 @@ class GPUCB(BaseSampler):
     """Gaussian process and upper confidence bound, Eq. (10) of the bilevel paper, on all losses of all trials.
 
     The model is of -log(loss) over the unit cube of the fields and the logarithm of the number of iterations, so that
-    candidates that were dropped early teach it too; the bound is maximised at the largest number seen. Trials that are
-    running are taken into account as pending. The first `startup` points are quasi-random.
+    candidates that were dropped early teach it too; the bound is maximised at the largest number seen, within `REACH`
+    of the best point there: a few dozen points cannot fill the cube, and in all of it the bound is largest at corners
+    (a trust region: Eriksson et al., NeurIPS 2019). Trials that are running are taken into account as pending. The
+    first `startup` points are quasi-random.
     """
 
     def __init__(self, *, seed: int, startup: int = STARTUP) -> None:
@@ -62,7 +67,7 @@ class GPUCB(BaseSampler):
         space = {name: _float(distribution) for name, distribution in search_space.items()}
         running = [t for t in trials if t.state == TrialState.RUNNING and t.number != trial.number]
         point = _propose(seen, running, space, seed=self._seed + trial.number)
-        return {name: _from_unit(float(u), space[name]) for name, u in zip(space, point, strict=True)}
+        return {name: from_unit(float(u), space[name]) for name, u in zip(space, point, strict=True)}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -70,13 +75,13 @@ class GPUCB(BaseSampler):
         """A random value: for the very first trial, before any range is known."""
         del study, param_name
         generator = torch.Generator().manual_seed(hash((self._seed, trial.number)) % 2**31)
-        return _from_unit(float(torch.rand((), generator=generator)), _float(param_distribution))
+        return from_unit(float(torch.rand((), generator=generator)), _float(param_distribution))
 
 
 def _propose(
     seen: list[FrozenTrial], running: list[FrozenTrial], space: Mapping[str, FloatDistribution], *, seed: int
 ) -> torch.Tensor:
-    """The point of the unit cube with the largest bound."""
+    """The point with the largest bound, near the best one so far."""
     points, values = [], []
     for trial in seen:
         for step, loss in trial.intermediate_values.items():
@@ -86,6 +91,8 @@ def _propose(
     x, y = torch.tensor(points, dtype=torch.float64), torch.tensor(values, dtype=torch.float64)[:, None]
     longest = float(x[:, -1].max())
     x[:, -1] /= longest or 1.0
+    ends = x[:, -1] == x[:, -1].max()
+    best = x[ends][y[ends, 0].argmax(), :-1]
     # Losses far above the rest (a rate that diverges) would be all that the model sees.
     y = y.clamp(min=float(y.median() - 3 * (y.max() - y.median())))
     y = (y - y.mean()) / y.std().clamp(min=1e-9)
@@ -111,7 +118,7 @@ def _propose(
             X_pending=pending if len(running) else None,
         )
         acquisition = FixedFeatureAcquisitionFunction(bound, d=len(space) + 1, columns=[len(space)], values=[1.0])
-        bounds = torch.tensor([[0.0] * len(space), [1.0] * len(space)], dtype=torch.float64)
+        bounds = torch.stack([(best - REACH).clamp(min=0), (best + REACH).clamp(max=1)])
         candidate, _ = optimize_acqf(acquisition, bounds=bounds, q=1, num_restarts=4, raw_samples=128)
     return candidate[0]
 
@@ -125,7 +132,8 @@ def _to_unit(trial: FrozenTrial, space: Mapping[str, FloatDistribution]) -> list
     return found
 
 
-def _from_unit(value: float, span: FloatDistribution) -> float:
+def from_unit(value: float, span: FloatDistribution) -> float:
+    """0 .. 1 to the range of `span`, on its scale."""
     low, high = (math.log(v) if span.log else v for v in (span.low, span.high))
     found = low + min(max(value, 0.0), 1.0) * (high - low)
     return min(max(math.exp(found) if span.log else found, span.low), span.high)

@@ -63,6 +63,7 @@ def compete(
             with listening(_Pulse(batch, beat)):
                 spent += _race(study, plan, scans, batch, on_rung)
     except BaseException:
+        study._storage.remove_session()  # an interrupt amid a transaction would leave it locked
         for trial in batch:
             study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
         raise
