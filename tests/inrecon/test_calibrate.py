@@ -173,7 +173,7 @@ def folded_coil_images(share: float, *, seed: int = 1) -> tuple[Array, NDArray[n
     return ifft2(np.stack([a.data for a in found.acquisitions], 1)), found.folded[0]
 
 
-@pytest.mark.parametrize("side", [12, 16, 24])
+@pytest.mark.parametrize("side", [8, 12, 16, 24])
 def test_where_the_field_of_view_folds_there_are_two_orthonormal_maps(side: int) -> None:
     images, overlap = folded_coil_images(0.65)
     maps = espirit(centre(fft2(images), side, 24), (64, 72))
@@ -181,14 +181,14 @@ def test_where_the_field_of_view_folds_there_are_two_orthonormal_maps(side: int)
     products = torch.einsum("sckx,tckx->kxst", maps.csm.conj(), maps.csm)
     second = maps.csm[1].abs().sum(0) > 0
     assert not second[~maps.support].any()
-    assert second.numpy()[overlap].mean() > 0.95
+    assert second.numpy()[overlap].mean() > (0.95 if side >= 12 else 0.7)
     expected = torch.diag_embed(torch.stack([maps.support, second], -1).to(products))
     torch.testing.assert_close(products, expected, rtol=0, atol=1e-4)
     csm = maps.csm.numpy()
     explained = (csm * (csm.conj() * images).sum(1, keepdims=True)).sum(0)
     missing = np.linalg.norm((images - explained)[:, overlap]) / np.linalg.norm(images[:, overlap])
     assert missing < 0.5 * residual(images, csm[0], overlap)
-    assert missing < 0.1
+    assert missing < (0.1 if side >= 12 else 0.3)
 
 
 @pytest.mark.parametrize("side", [8, 12, 16, 24])
@@ -197,6 +197,14 @@ def test_where_it_does_not_fold_there_is_one(seed: int, side: int) -> None:
     images, overlap = folded_coil_images(1.0, seed=seed)
     assert not overlap.any()
     assert espirit(centre(fft2(images), side, 24), (64, 72)).csm.shape == (6, 64, 72)
+
+
+@pytest.mark.parametrize("coils", [2, 3])
+def test_few_coils_cannot_tell_whether_it_folds(coils: int) -> None:
+    """Their second eigenvalue is high wherever there is noise."""
+    scan = simulate_scan(shape=(64, 72), coils=coils, pattern="full", snr=4.0, oversampling=False)
+    kspace = np.stack([a.data for a in scan.acquisitions[-64:]], 1)  # noise readouts come before
+    assert espirit(centre(kspace, 24, 24), (64, 72)).sets == 1
 
 
 def test_the_second_set_leaves_the_first_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

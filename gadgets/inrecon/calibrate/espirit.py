@@ -16,9 +16,11 @@ _FEWEST_FOR_NOISE = 4
 _NOISE_EDGE = 1.75
 _BRIGHT = 0.15
 _POWER_ITERATIONS = 16
-_SMALLEST_BLOCK_FOR_TWO = 12
-_FOLDED, _FOLDED_SHARE = 0.97, 0.005
-_SECOND_CROP = 0.9
+_FOLDED_SHARE = 0.005
+_LARGE_BLOCK = 12
+_FOLDED, _SECOND_CROP = 0.97, 0.9
+# The few kernels of a small block raise second eigenvalues a little in scans that fit, too.
+_FOLDED_SMALL, _SECOND_CROP_SMALL = 0.99, 0.95
 
 
 def espirit(
@@ -46,8 +48,7 @@ def espirit(
     Where parts of an object larger than the field of view lie on one another, a second eigenvalue is near 1, and its
     eigenvectors are a second set; the combination with the second most energy sets its phase. It is given if the second
     eigenvalue exceeds 0.97 in 0.5 % of the support, wherever it exceeds 0.9 in there; of a block with fewer than 12
-    samples a side, in whose kernels other scans have such eigenvalues, too, never. The first set is the same with and
-    without it.
+    samples a side, 0.99 and 0.95. Fewer than 4 coils cannot tell. The first set is the same with and without it.
 
     Raises `CalibrationFailed` if the block is too small, zero or not finite.
     """
@@ -60,10 +61,13 @@ def espirit(
     support = (eigenvalue > crop) | (brightness > _BRIGHT * brightness.max())
     first = _with_phase_of(_principal_combination(block), csm) * support
     second = None
-    if min(block.shape[1:]) >= _SMALLEST_BLOCK_FOR_TWO and len(block) > 1:
+    if len(block) >= _FEWEST_FOR_NOISE:
+        large = min(block.shape[1:]) >= _LARGE_BLOCK
+        folded, second_crop = (_FOLDED, _SECOND_CROP) if large else (_FOLDED_SMALL, _SECOND_CROP_SMALL)
         # What the first eigenvalue leaves of the power's trace bounds the second: hardly a pixel of most scans passes.
         rest = eighth.diagonal(dim1=-2, dim2=-1).real.sum(-1) - eigenvalue**8
-        second = _second_set(consistency, csm, support & (rest > _SECOND_CROP**8), area=int(support.sum()))
+        candidates = support & (rest > second_crop**8)
+        second = _second_set(consistency, csm, candidates, area=int(support.sum()), folded=folded, crop=second_crop)
     if second is None:
         return CoilMaps(csm=first, support=support, estimated_by="espirit")
     second = _with_phase_of(_principal_combination(block, rank=2), second)
@@ -151,12 +155,12 @@ def _dominant_eigenpairs(
 
 
 def _second_set(
-    matrices: torch.Tensor, csm: torch.Tensor, candidates: torch.Tensor, *, area: int
+    matrices: torch.Tensor, csm: torch.Tensor, candidates: torch.Tensor, *, area: int, folded: float, crop: float
 ) -> torch.Tensor | None:
     """Unit eigenvectors ``(coils, rows, columns)`` orthogonal to `csm`, zero where their eigenvalue is too small.
 
     They are looked for in the pixels `candidates` ``(rows, columns)`` of a support of `area` pixels. None if the
-    field of view does not fold.
+    eigenvalue is above `folded` in too small a part of it: the field of view does not fold.
     """
     if int(candidates.sum()) < _FOLDED_SHARE * area:
         return None
@@ -164,10 +168,10 @@ def _second_set(
     beside = torch.eye(len(csm), dtype=csm.dtype, device=csm.device) - first @ first.mH
     eigenvalues, vectors = torch.linalg.eigh(beside @ matrices[candidates] @ beside)
     largest = eigenvalues[:, -1]
-    if int((largest > _FOLDED).sum()) < _FOLDED_SHARE * area:
+    if int((largest > folded).sum()) < _FOLDED_SHARE * area:
         return None
     second = torch.zeros_like(csm)
-    second[:, candidates] = (vectors[..., -1] * (largest > _SECOND_CROP)[:, None]).T
+    second[:, candidates] = (vectors[..., -1] * (largest > crop)[:, None]).T
     return second
 
 

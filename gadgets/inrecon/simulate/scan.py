@@ -73,9 +73,9 @@ def simulate_scan(
     `shape` is the matrix ``(y, x)``; lines run along x, `oversampling` doubles their samples and field of view.
     `pattern`, `acceleration` and `acs` pick the lines (`sampled_lines`; random ones anew in each repetition).
     `partial_fourier` is the part of the matrix that is covered: its first lines are left out and the others counted
-    from 0. `field_of_view` is the part of 220 mm that it spans along y: of less than about 0.86 the head is larger and
-    folds. `snr` is the mean magnitude of the reference in the head over the standard deviation of the noise of a
-    complex sample (root mean square over coils; transforms are unitary, so also that of a pixel of a fully sampled
+    from 0. `field_of_view`, 0.5 to 1, is the part of 220 mm that it spans along y: of less than about 0.86 the head is
+    larger and folds. `snr` is the mean magnitude of the reference in the head over the standard deviation of the noise
+    of a complex sample (root mean square over coils; transforms are unitary, so also that of a pixel of a fully sampled
     image); infinite for no noise and no noise readouts. Noise is correlated between coils. `seed` draws everything;
     slice n is the head of seed + n.
 
@@ -84,8 +84,8 @@ def simulate_scan(
     """
     if min(slices, repetitions) < 1 or min(shape) < 8 or not snr > 0 or not 0.5 <= field_of_view <= 1:
         raise InvalidFrame(
-            "a simulated scan needs at least one slice and repetition, 8 x 8 pixels, an SNR above 0 and half the field "
-            f"of view, not {slices} slices, {repetitions} repetitions, {shape} pixels, SNR {snr} and {field_of_view}"
+            "a simulated scan needs at least one slice and repetition, 8 x 8 pixels, an SNR above 0, and 0.5 to 1 as "
+            f"its field of view: not {slices}, {repetitions}, {shape}, {snr} and {field_of_view}"
         )
     rows = shape[0]
     calibration = np.zeros(rows, bool)

@@ -36,9 +36,9 @@ class Bed:
 
     @classmethod
     def of(cls, case: Case, *, data: Path | None, device: str) -> Bed | None:
-        """The bed of a case; None where its data file is not at hand. Raises `InvalidCases` where points are sampled."""
-        if case.planar:
-            raise InvalidCases(f"case {case.name}: an oracle needs whole lines")
+        """The bed of a case; None where its data file is not at hand. Raises `InvalidCases` for what has no oracle."""
+        if case.planar or case.folds:
+            raise InvalidCases(f"case {case.name}: an oracle needs whole lines, and a field of view that does not fold")
         whole = case.model_copy(update={"pattern": "full", "acceleration": 1})
         scan, full = scan_of(case, data=data), scan_of(whole, data=data)
         if scan is None or full is None:
