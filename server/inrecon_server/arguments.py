@@ -73,10 +73,9 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o",
         "--output",
-        type=Path,
         required=True,
         metavar="OUT.h5",
-        help="where the images go: a file, of several raw files a folder, as are --png and --report then",
+        help="where the images go; of several files, or ending in /, a folder, as are --png and --report then",
     )
     _add_request(parser)
     _add_machine(parser)
@@ -116,7 +115,7 @@ def _add_tune(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--method", metavar="NAME", help="method to tune (that of the entry which the scan has now)")
     parser.add_argument("--trials", type=_count, metavar="N", help="candidates in all (60; 15 to verify)")
-    parser.add_argument("--sampler", default="gp_ucb", metavar="NAME", help="gp_ucb, gp, tpe, quasi_random or random")
+    parser.add_argument("--sampler", metavar="NAME", help="gp_ucb (default), gp, tpe, quasi_random or random")
     parser.add_argument("--whole", action="store_true", help="fit every candidate to the end instead of dropping some")
     parser.add_argument(
         "--folds", type=_count, default=1, metavar="N", help="choices of what is held out (%(default)s)"

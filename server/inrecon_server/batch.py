@@ -20,7 +20,7 @@ class NoImage(InreconError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class FileJob:
     """A raw file, what is asked for, and where images, report and pictures go."""
 
     raw: Path
@@ -44,7 +44,7 @@ class Done:
     without_preset: tuple[str, ...]
 
 
-def reconstruct_file(job: Job, *, quiet: bool = False) -> Done:
+def reconstruct_file(job: FileJob, *, quiet: bool = False) -> Done:
     """Do `job`; unless `quiet`, what a user should know goes to stderr as it comes.
 
     Each output is written whole or not at all. Raises `NoImage`, `UnreadableFile`, `UnwritableFile`, and what `replay`
@@ -76,9 +76,9 @@ def reconstruct_file(job: Job, *, quiet: bool = False) -> Done:
     )
 
 
-def reconstruct_files(jobs: Iterable[Job], tasks: Tasks) -> Iterator[tuple[Job, Ended]]:
+def reconstruct_files(jobs: Iterable[FileJob], tasks: Tasks) -> Iterator[tuple[FileJob, Ended]]:
     """Do `jobs` side by side; gives each as soon as it is over, `Done` its answer."""
-    waiting, running = list(jobs), dict[int, Job]()
+    waiting, running = list(jobs), dict[int, FileJob]()
     with tasks:
         while waiting or running:
             while waiting and tasks.running < tasks.size:

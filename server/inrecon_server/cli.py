@@ -12,6 +12,7 @@ from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from inrecon.errors import InreconError
@@ -21,10 +22,11 @@ from inrecon_server.arguments import MISUSED, build_parser
 if TYPE_CHECKING:
     from inrecon.hyperparams import Entry, HyperparameterFiles
     from inrecon.tuning import Plan, Scans
-    from inrecon_server.batch import Done, Job
+    from inrecon_server.batch import Done, FileJob
     from inrecon_server.worker import InlineTuning
 
 _FAILED, _INTERRUPTED = 1, 130
+_OF_A_STUDY = ("sampler", "storage", "study", "jobs", "ray")
 
 
 class Failed(InreconError):
@@ -49,8 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InreconError as error:
         return _complain(str(error), MISUSED)
     except OSError as error:
-        where = f": {error.filename}" if error.filename else ""
-        return _complain(f"{error.strerror or error}{where}", MISUSED)
+        from inrecon_server.files import words
+
+        return _complain(words(error), MISUSED)
     return code
 
 
@@ -99,10 +102,13 @@ def _inline_tuning(options: argparse.Namespace) -> InlineTuning | None:
         return None
     if find_spec("optuna") is None:
         raise InreconError("tuning needs the package optuna: pip install 'inrecon[tune]'")
-    used = options.hyperparameters
-    if used is not None and options.candidates.resolve().is_relative_to(used.resolve()):
+    from inrecon.hyperparams.snapshot import shipped_folder
+
+    folder, used = options.candidates.resolve(), (options.hyperparameters or shipped_folder()).resolve()
+    if folder.is_relative_to(used):
         raise InreconError(f"candidates in {options.candidates} would be used unseen: it is inside of {used}")
-    return InlineTuning(seconds=options.tune_seconds, folder=options.candidates.resolve())
+    TemporaryFile(dir=folder).close()  # told now rather than after a search
+    return InlineTuning(seconds=options.tune_seconds, folder=folder)
 
 
 @contextmanager
@@ -122,14 +128,14 @@ def _stderr_to(path: Path | None) -> Iterator[None]:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from inrecon_server.batch import Job, NoImage, reconstruct_file
+    from inrecon_server.batch import FileJob, NoImage, reconstruct_file
 
-    def job(raw: Path, output: Path, report: Path | None, png: Path | None) -> Job:
-        return Job(
+    def job(raw: Path, output: Path, report: Path | None, png: Path | None) -> FileJob:
+        return FileJob(
             raw=raw,
             group=options.group,
             request=request,
-            hyperparameters=options.hyperparameters,
+            hyperparameters=options.hyperparameters and options.hyperparameters.resolve(),
             device=options.device,
             output=output,
             report=report,
@@ -137,10 +143,11 @@ def _replay(options: argparse.Namespace) -> int:
         )
 
     request = _request(options)
-    if len(options.raw) > 1 or options.ray:
-        return _replay_many(options, [job(*paths) for paths in _places(options)])
+    jobs = [job(*places) for places in _places(options)]
+    if len(jobs) > 1 or options.ray:
+        return _replay_many(options, jobs)
     try:
-        done = reconstruct_file(job(options.raw[0], options.output, options.report, options.png))
+        done = reconstruct_file(jobs[0])
     except NoImage as error:
         raise Failed(str(error)) from error
     _tell(done, preset=options.preset)
@@ -157,7 +164,7 @@ def _tell(done: Done, *, preset: str | None, name: str = "") -> None:
     _say(f"{name}{done.summary}")
 
 
-def _replay_many(options: argparse.Namespace, jobs: Sequence[Job]) -> int:
+def _replay_many(options: argparse.Namespace, jobs: Sequence[FileJob]) -> int:
     """Many files at a time, each with its own outputs in the folders that were given; one that fails stops no other."""
     from inrecon_server.batch import reconstruct_files
     from inrecon_server.tasks import tasks_on
@@ -178,16 +185,20 @@ def _replay_many(options: argparse.Namespace, jobs: Sequence[Job]) -> int:
 
 
 def _places(options: argparse.Namespace) -> list[tuple[Path, Path, Path | None, Path | None]]:
-    """For each raw file, all by full paths: itself, and its images, report and pictures in the folders given."""
-    names = [raw.stem for raw in options.raw]
+    """For each raw file itself, and where its images, report and pictures go."""
+    given = (*options.raw, Path(options.output), options.report, options.png)
+    if options.ray:  # whose machines run in other folders
+        given = tuple(path and path.resolve() for path in given)
+    *raws, output, report, png = given
+    if len(raws) == 1 and not options.output.endswith(os.sep) and not output.is_dir():
+        return [(raws[0], output, report, png)]
+    names = [raw.stem for raw in raws]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InreconError(f"several raw files are called {', '.join(twice)}: their images would have the same name")
-    for folder in filter(None, (options.output, options.report, options.png)):
+    for folder in filter(None, (output, report, png)):
         folder.mkdir(parents=True, exist_ok=True)
-    output, report, png = (folder and folder.resolve() for folder in (options.output, options.report, options.png))
     return [
-        (raw.resolve(), output / f"{raw.stem}.h5", report and report / f"{raw.stem}.json", png and png / raw.stem)
-        for raw in options.raw
+        (raw, output / f"{raw.stem}.h5", report and report / f"{raw.stem}.json", png and png / raw.stem) for raw in raws
     ]
 
 
@@ -249,6 +260,8 @@ def _tune(options: argparse.Namespace) -> int:
     from inrecon.hyperparams import HyperparameterFiles
     from inrecon.tuning import RUNGS, Plan
 
+    if options.verify and (given := [name for name in _OF_A_STUDY if getattr(options, name) is not None]):
+        raise InreconError(f"--verify searches shortly and here: it takes no --{given[0]}")
     output: Path | None = options.output and options.output.resolve()
     if output is not None and not output.parent.is_dir():
         raise InreconError(f"there is no folder {output.parent}")
@@ -271,13 +284,13 @@ def _tune(options: argparse.Namespace) -> int:
         fixed=fixed_values(entry, method),
     )
     if output is None:
-        return _verify(scans, plan, entry=entry, files=files)
+        return _verify(scans, plan, entry=entry, files=files, seed=options.seed)
     search = Search(
         data=data,
         plan=plan,
         storage=options.storage or f"sqlite:///{output.with_suffix('.db')}",
         study=options.study or output.stem,
-        sampler=options.sampler,
+        sampler=options.sampler or "gp_ucb",
         seed=options.seed,
     )
     alone = options.ray is None and options.jobs in (None, 1)
@@ -295,16 +308,21 @@ def _tune(options: argparse.Namespace) -> int:
     return 0
 
 
-def _verify(scans: Scans, plan: Plan, *, entry: Entry, files: HyperparameterFiles) -> int:
+def _verify(scans: Scans, plan: Plan, *, entry: Entry, files: HyperparameterFiles, seed: int) -> int:
     """Whether `entry` is as good on `scans` as others are."""
+    from inrecon.methods.method import related
     from inrecon.tuning import verify
     from inrecon_server.tuned import current_values
 
-    verified = verify(scans, plan, name=entry.name, candidates=current_values(files, plan.method, first=entry))
+    if not related(plan.method, entry.method):
+        raise InreconError(f"{entry.name} says nothing of the method {plan.method!r}")
+    candidates = current_values(files, plan.method, first=entry)
+    verified = verify(scans, plan, name=entry.name, candidates=candidates, seed=seed)
     for line in verified.lines():
         _say(line)
-    if better := ", ".join(verified.better):
-        raise Failed(f"{entry.name} does not hold for this scan: clearly better would be {better}")
+    if not verified.holds:
+        told = f"clearly better would be {', '.join(verified.better)}" if verified.better else "nothing can be fitted"
+        raise Failed(f"{entry.name} does not hold for this scan: {told}")
     _say(f"{entry.name} holds for this scan")
     return 0
 

@@ -34,6 +34,11 @@ class UnwritableFile(InreconError):
     """An output cannot be written there."""
 
 
+def words(error: OSError) -> str:
+    """What is wrong, and with which file, in a line."""
+    return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+
+
 @dataclass(frozen=True, kw_only=True)
 class RawFile:
     """A raw file, open for reading: `header` is ISMRMRD XML as stored, `table` the acquisitions."""

@@ -18,6 +18,8 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from inrecon.errors import InreconError
+from inrecon_server.files import words
+from inrecon_server.worker import follow_parent
 
 KNOCK_S = 5.0
 
@@ -88,7 +90,12 @@ class Processes(Tasks):
         number = next(self._numbers)
         receiver, sender = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_answer, args=(sender, self._threads, function, arguments))
-        process.start()
+        # The terminal's Ctrl-C is for this process, which ends the other: that inherits the mask from the beginning on.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         sender.close()  # so that the end of the process is the end of the pipe
         self._running[receiver] = number, process
         return number
@@ -122,7 +129,7 @@ class Processes(Tasks):
 
 def _answer(sender: Connection, threads: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """What a process of its own does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the parent, which ends this one
+    follow_parent()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     import torch  # not by a parent that only looks after others
 
@@ -131,11 +138,13 @@ def _answer(sender: Connection, threads: int, function: Callable[..., Any], argu
 
 
 def _outcome(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, str | None]:
-    """Answer and problem of a call; what is not the project's own way to fail ends the process."""
+    """Answer and problem of a call; what is neither the project's own way to fail nor the disk's ends the process."""
     try:
         return function(*arguments), None
     except InreconError as error:
         return None, str(error)
+    except OSError as error:
+        return None, words(error)
 
 
 class RayTasks(Tasks):
@@ -185,7 +194,8 @@ class RayTasks(Tasks):
             try:
                 answer, problem = self._ray.get(reference)
             except self._ray.exceptions.RayError as error:
-                answer, problem = None, (str(error).splitlines() or [type(error).__name__])[0]
+                cause = getattr(error, "cause", None) or error
+                answer, problem = None, f"{type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}"
             found.append(Ended(number=number, answer=answer, problem=problem))
         return found
 

@@ -110,6 +110,10 @@ def search_with(search: Search, study: Study, scans: Scans, *, tasks: Tasks | No
     with _Screen(study, search.plan.trials) as screen:
         if tasks is None:
             work(search, seed=search.seed, scans=scans, on_rung=screen.show)
+            # A worker that was killed before it could sign its trial was not known to be lost at the beginning.
+            while lost := _lost(study):
+                retry(study, lost)
+                work(search, seed=search.seed + 1000, scans=scans, on_rung=screen.show)
         else:
             _side_by_side(search, study, tasks, screen)
 
@@ -124,7 +128,7 @@ def work(
 ) -> int:
     """One worker: join the study and compete; returns the iterations that it spent."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = _study(search, seed=seed)
+    study = _study(search, seed=seed, begun=True)
     storage = study._storage
     beat = storage.record_heartbeat if isinstance(storage, RDBStorage) else lambda _: None
     with warnings.catch_warnings():
@@ -143,27 +147,33 @@ def work(
 def _side_by_side(search: Search, study: Study, tasks: Tasks, screen: _Screen) -> None:
     """As many workers as `tasks` has room for, as long as there are trials to begin."""
     calls: dict[int, str] = {}
-    lost_workers = 0
-    with tasks:
-        while True:
-            while tasks.running < tasks.size and begun_trials(study) < search.plan.trials:
-                call, seed = f"{_me()}#{len(calls)}", search.seed + 1000 * len(calls)
-                calls[tasks.start(functools.partial(work, search, seed=seed, call=call))] = call
-            if not tasks.running:
-                if not (lost := _lost(study)):
-                    return
-                retry(study, lost)
-                continue
-            for ended in tasks.ended(timeout_s=1.0):
-                if ended.problem is None:
+    started = lost_workers = 0
+    try:
+        with tasks:
+            while True:
+                while tasks.running < tasks.size and begun_trials(study) < search.plan.trials:
+                    call, seed = f"{_me()}#{started}", search.seed + 1000 * started
+                    calls[tasks.start(functools.partial(work, search, seed=seed, call=call))] = call
+                    started += 1
+                if not tasks.running:
+                    if not (lost := _lost(study)):
+                        return
+                    retry(study, lost)
                     continue
-                lost = _lost(study, call=calls[ended.number])
-                log.warning("a worker is lost: %s; %s trials are tried again", ended.problem, len(lost))
-                retry(study, lost)
-                lost_workers += 1
-                if lost_workers > MOST_LOST:
-                    raise SearchFailed(f"{lost_workers} workers were lost; the last: {ended.problem}")
-            screen.show()
+                for ended in tasks.ended(timeout_s=1.0):
+                    call = calls.pop(ended.number)
+                    if ended.problem is None:
+                        continue
+                    lost = _lost(study, call=call)
+                    log.warning("a worker is lost: %s; %s trials are tried again", ended.problem, len(lost))
+                    retry(study, lost)
+                    lost_workers += 1
+                    if lost_workers > MOST_LOST:
+                        raise SearchFailed(f"{lost_workers} workers were lost; the last: {ended.problem}")
+                screen.show()
+    finally:
+        for call in calls.values():  # ended by force: on another machine nobody else would know
+            retry(study, _lost(study, call=call))
 
 
 def _lost(study: Study, *, call: str | None = None) -> list[FrozenTrial]:
@@ -172,8 +182,8 @@ def _lost(study: Study, *, call: str | None = None) -> list[FrozenTrial]:
     return [trial for trial in running if _call(trial) == call is not None or not _alive(trial)]
 
 
-def _study(search: Search, *, seed: int) -> Study:
-    """The study in the storage, made if there is none; raises `SearchFailed`."""
+def _study(search: Search, *, seed: int, begun: bool = False) -> Study:
+    """The study in the storage, made if there is none and it has not `begun` elsewhere; raises `SearchFailed`."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         with warnings.catch_warnings():
@@ -181,12 +191,12 @@ def _study(search: Search, *, seed: int) -> Study:
             storage = RDBStorage(
                 search.storage, heartbeat_interval=60, grace_period=GRACE_S, heartbeat_stale_trial_callback=again
             )
-            return optuna.create_study(
-                storage=storage,
-                study_name=search.study,
-                sampler=make_sampler(search.sampler, seed=seed),
-                load_if_exists=True,
-            )
+            sampler = make_sampler(search.sampler, seed=seed)
+            if begun:
+                return optuna.load_study(storage=storage, study_name=search.study, sampler=sampler)
+            return optuna.create_study(storage=storage, study_name=search.study, sampler=sampler, load_if_exists=True)
+    except KeyError as error:
+        raise SearchFailed(f"the storage {search.storage} is another one seen from {socket.gethostname()}") from error
     except (StorageInternalError, SQLAlchemyError, ImportError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise SearchFailed(f"the storage {search.storage} cannot be used: {reason}") from error

@@ -36,11 +36,12 @@ class Progress:
     """What the next job of a scan takes over from the last one.
 
     `hyperparameters` is a pickled `HyperparameterFiles`, which the front cannot open without torch; None before
-    the first job has read the files.
+    the first job has read the files. `tuned` are the encoding spaces for which inline tuning has had its time.
     """
 
     series: SeriesBySpace = field(default_factory=dict)
     hyperparameters: bytes | None = None
+    tuned: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,22 +117,27 @@ def _hyperparameters(job: Job) -> tuple[HyperparameterFiles, Progress]:
     """The files as they were at the scan's first job, whatever has become of them since, and what was tuned then."""
     from inrecon.hyperparams import HyperparameterFiles  # its check of the methods' fields imports torch
 
-    if job.progress.hyperparameters is not None:
-        return pickle.loads(job.progress.hyperparameters), job.progress  # noqa: S301  pickled below, in our own process
-    files = HyperparameterFiles.load(job.hyperparameters)
-    if job.inline_tuning is not None:
-        from inrecon import stream
-        from inrecon.tuning import tuned_for
+    progress = job.progress
+    if progress.hyperparameters is None:
+        files = HyperparameterFiles.load(job.hyperparameters)
+        progress = replace(progress, hyperparameters=pickle.dumps(files))
+    else:
+        files = pickle.loads(progress.hyperparameters)  # noqa: S301  pickled here, in our own process
+    space = job.raw.key.encoding_space
+    if job.inline_tuning is None or space in progress.tuned:
+        return files, progress
+    from inrecon import stream
+    from inrecon.tuning import tuned_for
 
-        files = tuned_for(
-            job.raw,
-            files,
-            request=job.request,
-            device=stream.choose_device(job.device),
-            seconds=job.inline_tuning.seconds,
-            folder=job.inline_tuning.folder,
-        )
-    return files, replace(job.progress, hyperparameters=pickle.dumps(files))
+    files = tuned_for(
+        job.raw,
+        files,
+        request=job.request,
+        device=stream.choose_device(job.device),
+        seconds=job.inline_tuning.seconds,
+        folder=job.inline_tuning.folder,
+    )
+    return files, replace(progress, hyperparameters=pickle.dumps(files), tuned=progress.tuned | {space})
 
 
 def _first_line(error: BaseException) -> str:
@@ -139,9 +145,13 @@ def _first_line(error: BaseException) -> str:
 
 
 def _initialise(log_level: int) -> None:
-    """Make the worker process follow its parent: out of reach of Ctrl-C, and gone when the parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=log_level, format="%(asctime)s %(levelname)-8s %(name)s: %(message)s")
+    follow_parent()
+
+
+def follow_parent() -> None:
+    """Make this process follow its parent: out of reach of Ctrl-C, and gone when the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

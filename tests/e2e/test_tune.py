@@ -51,7 +51,7 @@ def trials(place: Path) -> list[optuna.trial.FrozenTrial]:
 def test_a_scan_gets_a_file_and_the_next_scan_uses_it(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(place, "--trials", 5, "--sampler", "quasi_random")) == 0
     told = capsys.readouterr().out
-    assert "1 trials to the end, 4 dropped on the way, 0 failed; 320 iterations" in told
+    assert "1 trials to the end, 4 dropped on the way, 0 failed; 520 iterations" in told
 
     written = yaml.safe_load((place / "files" / "brain.yaml").read_text())
     assert written["provenance"]["from"] == "tuned"
@@ -75,6 +75,11 @@ def test_a_scan_gets_a_file_and_the_next_scan_uses_it(place: Path, capsys: pytes
 
 def test_a_file_is_verified_on_a_new_scan(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     verify = ["tune", str(place / "raw.h5"), "--verify", "--hyperparameters", str(place / "files"), "--device", "cpu"]
+    for option in (["--jobs", "2"], ["--sampler", "tpe"], ["--storage", "x"]):
+        assert main([*verify, *option]) == 2
+        assert f"it takes no {option[0]}" in capsys.readouterr().err
+    assert main([*verify, "--method", "tv"]) == 2
+    assert "default says nothing of the method 'tv'" in capsys.readouterr().err
     assert main([*verify, "--trials", "2"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "default holds for this scan"
     (place / "files" / "default.yaml").write_text(DEFAULT.replace("learning_rate: 2.0e-2", "learning_rate: 1.0e-5"))

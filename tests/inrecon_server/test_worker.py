@@ -74,15 +74,32 @@ def test_a_scan_is_tuned_once_and_all_its_frames_use_what_was_found(job: Job, tm
     job = replace(job, request=Request(), hyperparameters=tmp_path / "files", inline_tuning=tuning)
     first = run_job(job)
     (candidate,) = (tmp_path / "candidates").glob("*.yaml")
-    assert any(f"kept as {candidate}" in notice.text for notice in first.notices)
-    written = candidate.read_bytes()
+    assert any(f"kept as {candidate.stem}" in notice.text for notice in first.notices)
     candidate.unlink()
     second = run_job(replace(job, progress=first.progress))
     assert not candidate.exists()
     parser = Parser(role="client")
     images = [message for data in (*first.images, *second.images) for message in parser.feed(data)]
     assert [f"<value>{candidate.stem}</value>" in image.attribute_string for image in images] == [True, True]
-    assert written
+
+
+def test_a_search_that_fails_costs_no_frame_and_is_not_begun_again(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    def out_of_memory(*_: object, **__: object) -> None:
+        begun.append(1)
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr("inrecon.tuning.inline.compete", out_of_memory)
+    request = Request(overrides={"iterations": 2, "levels": 2})
+    job = replace(job, request=request, inline_tuning=InlineTuning(seconds=1e-3, folder=tmp_path))
+    first = run_job(job)
+    assert len(first.images) == 1
+    assert any("cannot be tuned here: CUDA out of memory" in notice.text for notice in first.notices)
+    assert run_job(replace(job, progress=first.progress)).images
+    assert len(begun) == 1
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from inrecon.hyperparams.match import Match
 from inrecon.hyperparams.schema import FileProblems, Value, parse
 from inrecon.hyperparams.strict_yaml import MAX_BYTES
 from inrecon.methods import Method, build, methods
+from inrecon.methods.method import related
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +53,9 @@ class Entry:
         """
         name = request.method or self.method
         layers: dict[str, Mapping[str, object]] = {"request": request.overrides}
-        asked, own = methods[name], methods[self.method]
-        if issubclass(asked, own) or issubclass(own, asked):
+        if related(name, self.method):
             given = {"entry": self.values, f"preset {request.preset}": self.presets.get(request.preset, {})}
-            known = {field.name for field in fields(asked)}
+            known = {field.name for field in fields(methods[name])}
             layers = {
                 source: {k: v for k, v in layer.items() if k in known} for source, layer in given.items()
             } | layers

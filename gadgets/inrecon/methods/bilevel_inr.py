@@ -99,10 +99,10 @@ class BilevelINR(Method):
 
         Slices with two sets of coil maps are batches of their own, so that they change nothing in the others.
         """
-        size = max(1, LARGEST_BATCH // (self.members * frames[0].maps.support.numel()))
         results: dict[int, Reconstruction | InreconError] = {}
         for sets in sorted({frame.maps.sets for frame in frames}):
             alike = [number for number, frame in enumerate(frames) if frame.maps.sets == sets]
+            size = max(1, LARGEST_BATCH // (self.members * sets * frames[0].maps.support.numel()))
             for first in range(0, len(alike), size):
                 batch = alike[first : first + size]
                 results |= zip(batch, self._fit_batch([frames[number] for number in batch]), strict=True)

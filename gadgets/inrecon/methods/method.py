@@ -99,6 +99,11 @@ def tunable_fields(method: type[Method]) -> dict[str, Tunable]:
     return {f.name: f.metadata["tunable"] for f in dataclasses.fields(method) if "tunable" in f.metadata}
 
 
+def related(one: str, other: str) -> bool:
+    """Whether one of the two methods is or extends the other, so that values of one mean the same to the other."""
+    return issubclass(methods[one], methods[other]) or issubclass(methods[other], methods[one])
+
+
 def build(name: str, values: Mapping[str, Any]) -> Method:
     """The method `name` with its fields set to `values`, each checked for name, kind and range.
 

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-import torch
+import optuna
 
 from inrecon import __version__
 from inrecon.errors import InreconError
 from inrecon.events import Warned, observe
-from inrecon.frame import Protocol, RawFrame, Request
+from inrecon.frame import RawFrame, Request
 from inrecon.hyperparams import Entry, HyperparameterFiles, match_for, write_entry
-from inrecon.methods import Method, build, methods, tunable_fields
-from inrecon.tuning.race import race
-from inrecon.tuning.scans import Scans, judged_scans
-from inrecon.tuning.search import from_unit, search_space
-from inrecon.tuning.study import RUNGS
+from inrecon.hyperparams.match import Match
+from inrecon.hyperparams.snapshot import read_folder
+from inrecon.methods import methods, tunable_fields
+from inrecon.methods.bilevel_inr import LARGEST_BATCH
+from inrecon.methods.method import related
+from inrecon.tuning.scans import NotTunable, Scans, judged_scans
+from inrecon.tuning.search import make_sampler
+from inrecon.tuning.study import Plan, compete
 
-BATCH = 15
-REDUCTION = 4
+MOST_CANDIDATES = 100
+"""Files in the folder of candidates: whoever can send a header can cause one."""
 
-Values = Mapping[str, float]
+
+class _TimeUp(Exception):
+    """The search has had its seconds."""
 
 
 def tuned_for(
@@ -35,84 +40,92 @@ def tuned_for(
     """`files` and, if none of them is about scans like `raw`, an entry tuned on it for so many `seconds` (and what is
     under way then: a rung, a second or a few).
 
-    The entry is kept in `folder` as a candidate, for a person to look at and move to the others; one of the same
-    protocol is replaced. What has become of it is announced as `Warned`. Where the scan or the method cannot be tuned,
-    or the folder cannot be written, it is that which is announced, and `files` are what comes back.
+    The entry is kept in `folder` as a candidate, for a person to look at and move to the others; one for the same scans
+    is replaced. What has become of it is announced as `Warned`. Where the scan or the method cannot be tuned, memory
+    does not suffice, or the folder cannot be written, it is that which is announced, and `files` are what comes back.
     """
     entry = files.look_up(raw.protocol)
-    asked = methods[request.method or entry.method]
-    related = issubclass(asked, methods[entry.method]) or issubclass(methods[entry.method], asked)
-    if entry.match.rank(raw.protocol) != (False, 0) or not (related and tunable_fields(asked)):
+    method = request.method or entry.method
+    tunable = related(method, entry.method) and tunable_fields(methods[method])
+    if entry.match.rank(raw.protocol) != (False, 0) or not tunable:
         return files
     try:
+        started = time.monotonic()
         scans = judged_scans([raw], device=device)
-        values, tried = _searched(scans, entry, method=request.method or entry.method, seconds=seconds)
-        written = write_entry(
-            folder / f"candidate_{_short_hash(raw.protocol)}.yaml",
-            match=match_for(raw.protocol, beside=files.entries),
-            method=entry.method,
-            values={**entry.values, **values},
-            presets={str(name): dict(preset) for name, preset in entry.presets.items()},
-            provenance={
-                "from": "tuned",
-                "source": "a short search on one scan while it was reconstructed",
-                "date": datetime.now(UTC).date().isoformat(),
-                "version": __version__,
-                "data_sha256": scans.sha256,
-                "trials": tried,
-            },
-            comment="A candidate, to be looked at before it is used for other scans.",
-        )
-    except (InreconError, OSError) as error:
-        observe(Warned(text=f"no hyperparameter file is about this protocol, and it cannot be tuned here: {error}"))
+        values, tried = _searched(scans, entry, method=method, end=started + seconds)
+        written = _kept(raw, scans, entry, values, files=files, tried=tried, folder=folder)
+    except (InreconError, OSError, RuntimeError, MemoryError) as error:  # RuntimeError is torch's, for device memory
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        observe(Warned(text=f"no hyperparameter file is about this protocol, and it cannot be tuned here: {reason}"))
         return files
-    told = f"{tried} candidates in {seconds:g} s; kept as {written.file}"
+    told = f"{tried} candidates in {time.monotonic() - started:.0f} s, kept as {written.name}"
     observe(Warned(text=f"no hyperparameter file is about this protocol: tuned on this scan, {told}"))
     return HyperparameterFiles(entries=(*files.entries, written))
 
 
-def _searched(scans: Scans, entry: Entry, *, method: str, seconds: float) -> tuple[Values, int]:
+def _searched(scans: Scans, entry: Entry, *, method: str, end: float) -> tuple[Mapping[str, float], int]:
     """The best values that are found in time, those of `entry` among the candidates, and how many were tried."""
-    end = time.monotonic() + seconds
     current = entry.resolve(Request(method=method)).values
-    drawn = _drawn(method)
-    first: Values = {name: float(str(current[name])) for name in tunable_fields(methods[method])}
-    batch, best, least, tried = [first, *itertools.islice(drawn, BATCH - 1)], first, math.inf, 0
-    while not tried or time.monotonic() < end:
-        candidates = [build(method, {**current, **values}) for values in batch]
-        number, loss, whole = _raced(candidates, scans, end)
-        # A race that was cut short is no measure for one that was not; of the first there may be nothing else.
-        if loss < least and (whole or not tried):
-            best, least = batch[number], loss
-        tried += len(batch)
-        batch = list(itertools.islice(drawn, BATCH))
-    return best, tried
+    searched = tunable_fields(methods[method])
+    pixels = sum(one.frame.maps.support.numel() for one in scans.judged)
+    plan = Plan(
+        method=method,
+        trials=10_000,
+        batch=min(max(LARGEST_BATCH // pixels, 2), Plan.batch),
+        fixed={name: value for name, value in current.items() if name not in searched},  # type: ignore[misc]
+    )
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(sampler=make_sampler("quasi_random", seed=0))
+    study.enqueue_trial({name: float(str(current[name])) for name in searched}, user_attrs={"origin": entry.name})
+
+    def look() -> None:
+        if time.monotonic() >= end:
+            raise _TimeUp
+
+    with suppress(_TimeUp):
+        compete(study, plan, scans, worker="", on_rung=look)
+    trials = study.get_trials(deepcopy=False)
+    losses = [(trial, step, loss) for trial in trials for step, loss in trial.intermediate_values.items()]
+    finite = [found for found in losses if math.isfinite(found[2])]
+    if not finite:
+        raise NotTunable("the loss of no candidate is a number")
+    furthest = max(step for _, step, _ in finite)
+    best, _, _ = min((found for found in finite if found[1] == furthest), key=lambda found: found[2])
+    return best.params, len({trial.number for trial, _, _ in losses})
 
 
-def _raced(candidates: Sequence[Method], scans: Scans, end: float) -> tuple[int, float, bool]:
-    """The number of the best one, its loss, and whether there was time to let it run to the last rung."""
-    contest, running = race(candidates, scans.groups), list(range(len(candidates)))
-    for rung in RUNGS:
-        contest.advance(rung)
-        losses = contest.losses()
-        order = sorted(range(len(running)), key=losses.__getitem__)
-        if rung == RUNGS[-1] or time.monotonic() >= end or not math.isfinite(losses[order[0]]):
-            break
-        kept = [place for place in order[: math.ceil(len(order) / REDUCTION)] if math.isfinite(losses[place])]
-        contest.keep(kept)
-        running = [running[place] for place in kept]
-    return running[order[0]], losses[order[0]], rung == RUNGS[-1]
-
-
-def _drawn(method: str) -> Iterator[Values]:
-    """Quasi-random points of the search space of `method`, without an end."""
-    space = search_space(methods[method])
-    engine = torch.quasirandom.SobolEngine(len(space), scramble=True, seed=0)
-    while True:
-        (point,) = engine.draw(1).tolist()
-        yield {name: from_unit(u, span) for u, (name, span) in zip(point, space.items(), strict=True)}
-
-
-def _short_hash(protocol: Protocol) -> str:
-    """Of what a match is made from: scans of one protocol have one candidate."""
-    return hashlib.sha256(repr(match_for(protocol)).encode()).hexdigest()[:8]
+def _kept(
+    raw: RawFrame,
+    scans: Scans,
+    entry: Entry,
+    values: Mapping[str, float],
+    *,
+    files: HyperparameterFiles,
+    tried: int,
+    folder: Path,
+) -> Entry:
+    """The candidate file, in the place of those that would match as well."""
+    wanted = match_for(raw.protocol, beside=files.entries)
+    match = Match.model_validate(wanted)
+    there = [] if not any(folder.glob("candidate_*.yaml")) else list(read_folder(folder)[0])
+    replaced = [Path(other.file) for other in there if other.match.ties(match)]
+    if len(there) - len(replaced) >= MOST_CANDIDATES:
+        raise NotTunable(f"there are {len(there)} candidates already; look at them and remove them")
+    for file in replaced:
+        file.unlink()
+    return write_entry(
+        folder / f"candidate_{hashlib.sha256(repr(wanted).encode()).hexdigest()[:8]}.yaml",
+        match=wanted,
+        method=entry.method,
+        values={**entry.values, **values},
+        presets={str(name): dict(preset) for name, preset in entry.presets.items()},
+        provenance={
+            "from": "tuned",
+            "source": "a short search on one scan while it was reconstructed",
+            "date": datetime.now(UTC).date().isoformat(),
+            "version": __version__,
+            "data_sha256": scans.sha256,
+            "trials": tried,
+        },
+        comment="A candidate, to be looked at before it is used for other scans.",
+    )

@@ -67,7 +67,7 @@ class GPUCB(BaseSampler):
         space = {name: _float(distribution) for name, distribution in search_space.items()}
         running = [t for t in trials if t.state == TrialState.RUNNING and t.number != trial.number]
         point = _propose(seen, running, space, seed=self._seed + trial.number)
-        return {name: from_unit(float(u), space[name]) for name, u in zip(space, point, strict=True)}
+        return {name: _from_unit(float(u), space[name]) for name, u in zip(space, point, strict=True)}
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -75,7 +75,7 @@ class GPUCB(BaseSampler):
         """A random value: for the very first trial, before any range is known."""
         del study, param_name
         generator = torch.Generator().manual_seed(hash((self._seed, trial.number)) % 2**31)
-        return from_unit(float(torch.rand((), generator=generator)), _float(param_distribution))
+        return _from_unit(float(torch.rand((), generator=generator)), _float(param_distribution))
 
 
 def _propose(
@@ -132,8 +132,7 @@ def _to_unit(trial: FrozenTrial, space: Mapping[str, FloatDistribution]) -> list
     return found
 
 
-def from_unit(value: float, span: FloatDistribution) -> float:
-    """0 .. 1 to the range of `span`, on its scale."""
+def _from_unit(value: float, span: FloatDistribution) -> float:
     low, high = (math.log(v) if span.log else v for v in (span.low, span.high))
     found = low + min(max(value, 0.0), 1.0) * (high - low)
     return min(max(math.exp(found) if span.log else found, span.low), span.high)

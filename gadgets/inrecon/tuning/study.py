@@ -15,12 +15,15 @@ from inrecon.events import Event, listening
 from inrecon.hyperparams.schema import Value
 from inrecon.methods import build, methods
 from inrecon.tuning.race import race
-from inrecon.tuning.scans import Scans
+from inrecon.tuning.scans import NotTunable, Scans
 from inrecon.tuning.search import search_space
 
 BEGUN = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-RUNGS = (20, 60, 200)
+RUNGS = (20, 60, 400)
 RETRIES = 2
+MOST_BARREN = 3
+"""Batches in a row without a finite loss, after which a search gives up."""
+
 BEAT_S = 15.0
 
 
@@ -29,7 +32,8 @@ class Plan:
     """What is searched and how: `trials` candidates of `method`, in batches of `batch`.
 
     `fixed` are fields that are not searched for. A batch is judged after each of `rungs` iterations, and one part in
-    `reduction` goes on to the next (successive halving: Jamieson and Talwalkar, AISTATS 2016). With one rung every
+    `reduction` goes on to the next (successive halving: Jamieson and Talwalkar, AISTATS 2016). Candidates with an
+    `origin`, values that are in use, are never dropped: early losses favour what starts fast. With one rung every
     candidate is fitted to the end, as in the paper.
     """
 
@@ -55,13 +59,17 @@ def compete(
     Any number of processes may do so on one study, each under a `worker` name of its own that its trials carry: what is
     counted is the trials of all (of two that ask at the same time, both get the last one). A trial's value is the loss
     at its last rung; one that was dropped before the last is told as pruned. `beat` is called with each running trial
-    every few seconds while it is fitted.
+    every few seconds while it is fitted. Raises `NotTunable` if the loss of no candidate is a number.
     """
-    spent, batch = 0, list[Trial]()
+    spent, barren, batch = 0, 0, list[Trial]()
     try:
         while _ask(study, plan, worker, batch):
             with listening(_Pulse(batch, beat)):
                 spent += _race(study, plan, scans, batch, on_rung)
+            fruitful = any(study.trials[trial.number].state != TrialState.FAIL for trial in batch)
+            barren = 0 if fruitful else barren + 1
+            if barren == MOST_BARREN:
+                raise NotTunable(f"no candidate of {plan.method!r} could be fitted: the loss of none was a number")
     except BaseException:
         study._storage.remove_session()  # an interrupt amid a transaction would leave it locked
         for trial in batch:
@@ -86,7 +94,8 @@ def again(study: Study, trial: FrozenTrial) -> None:
     """Put the candidate of a trial that was lost into the queue, unless it has come often enough."""
     times = trial.user_attrs.get("retried", 0)
     if times < RETRIES:
-        study.enqueue_trial(trial.params, user_attrs={**trial.user_attrs, "retried": times + 1})
+        attributes = {name: value for name, value in trial.user_attrs.items() if name != "worker"}
+        study.enqueue_trial(trial.params, user_attrs={**attributes, "retried": times + 1})
 
 
 class _Pulse:
@@ -132,7 +141,8 @@ def _race(study: Study, plan: Plan, scans: Scans, batch: Sequence[Trial], on_run
             trial.report(loss, rung)
         order = sorted(range(len(running)), key=losses.__getitem__)
         count = 0 if rung == plan.rungs[-1] else math.ceil(len(running) / plan.reduction)
-        going_on = [place for place in order[:count] if math.isfinite(losses[place])]
+        kept = {*order[:count], *(place for place in order if count and "origin" in running[place].user_attrs)}
+        going_on = [place for place in order if place in kept and math.isfinite(losses[place])]
         for place in order:
             if place not in going_on:
                 _finish(study, running[place], losses[place], complete=rung == plan.rungs[-1])

@@ -30,9 +30,14 @@ class Verified:
 
     @property
     def better(self) -> list[str]:
-        """Origins with a loss that is lower by more than `TOLERANCE`: the entry holds if there is none."""
+        """Origins with a loss that is lower by more than `TOLERANCE`."""
         limit = min((1 - TOLERANCE) * self.losses[self.name], sys.float_info.max)
         return [name for name, loss in self.losses.items() if loss < limit]
+
+    @property
+    def holds(self) -> bool:
+        """Whether the entry can be fitted, and nothing is clearly better."""
+        return math.isfinite(self.losses[self.name]) and not self.better
 
     def lines(self) -> list[str]:
         """Every loss in a line."""

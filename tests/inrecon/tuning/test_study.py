@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import optuna
 import pytest
@@ -14,7 +14,18 @@ from inrecon.errors import UnknownName
 from inrecon.frame import RawFrame
 from inrecon.methods import BilevelINR, tunable_fields
 from inrecon.simulate import simulate_scan
-from inrecon.tuning import SAMPLERS, NotTunable, Plan, Scans, compete, judged_scans, make_sampler, retry, search_space
+from inrecon.tuning import (
+    SAMPLERS,
+    Judged,
+    NotTunable,
+    Plan,
+    Scans,
+    compete,
+    judged_scans,
+    make_sampler,
+    retry,
+    search_space,
+)
 
 SMALL = {"levels": 4, "log2_table_size": 9, "base_resolution": 4, "width": 8, "pixel_shift": 0.0}
 PLAN = Plan(method="bilevel_inr", trials=11, batch=4, rungs=(3, 6, 9), reduction=2, fixed=SMALL)
@@ -70,6 +81,27 @@ def test_one_rung_fits_all_to_the_end(scans: Scans) -> None:
     study = study_with()
     assert compete(study, dataclasses.replace(PLAN, rungs=(9,), trials=5), scans, worker="me") == 45
     assert states(study) == {"COMPLETE": 5}
+
+
+def test_values_in_use_are_never_dropped(scans: Scans) -> None:
+    study = study_with()
+    slow = {name: getattr(BilevelINR(), name) for name in tunable_fields(BilevelINR)} | {"learning_rate": 1e-5}
+    study.enqueue_trial(slow, user_attrs={"origin": "default"})
+    study.enqueue_trial(slow | {"weight_decay_mlp": 2e-7})
+    compete(study, dataclasses.replace(PLAN, trials=8, batch=8, reduction=4), scans, worker="me")
+    assert list(study.trials[0].intermediate_values) == [3, 6, 9]
+    assert list(study.trials[1].intermediate_values) == [3]
+
+
+def nan_in(group: Sequence[Judged]) -> tuple[Judged, ...]:
+    frames = [dataclasses.replace(one.frame, kspace=one.frame.kspace * math.nan) for one in group]
+    return tuple(dataclasses.replace(one, frame=frame) for one, frame in zip(group, frames, strict=True))
+
+
+def test_a_search_in_which_nothing_can_be_fitted_ends(scans: Scans) -> None:
+    hopeless = dataclasses.replace(scans, groups=tuple(map(nan_in, scans.groups)))
+    with pytest.raises(NotTunable, match="the loss of none was a number"):
+        compete(study_with(), PLAN, hopeless, worker="me")
 
 
 def test_what_is_in_the_queue_comes_first(scans: Scans) -> None:
