@@ -9,6 +9,7 @@ The suites are pytest classes without importing pytest; they need nothing but to
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ import torch
 from inrecon.encoders import Encoder, EncoderSettings, encoders, pixel_centres
 from inrecon.errors import InreconError
 from inrecon.frame import CoilMaps, Frame, Protocol
+from inrecon.hyperparams import write_entry
 from inrecon.methods import Method, build, hold_out, methods, tunable_fields
 from inrecon.methods.method import or_error
 from inrecon.operators import CartesianSense, LinearOperator
@@ -100,6 +102,25 @@ def scan_protocol(**changes: Any) -> Protocol:
         coils=16,
     )
     return dataclasses.replace(knee, **changes)
+
+
+def silent_protocol(*, matrix: tuple[int, int], coils: int, acceleration: float = 1.0) -> Protocol:
+    """That of a scan whose header says nothing but what its readouts do."""
+    unsaid = dict.fromkeys(("name", "sequence", "anatomy", "vendor", "field_strength_T"))
+    return scan_protocol(**unsaid, matrix=matrix, coils=coils, acceleration=acceleration)
+
+
+def write_quick_default(folder: Path, *, iterations: int, **values: float) -> None:
+    """``default.yaml`` of a small network that is quick to fit, preset ``standard`` with so many `iterations`."""
+    small = {"levels": 3, "log2_table_size": 8, "base_resolution": 4, "width": 8, "pixel_shift": 0}
+    write_entry(
+        folder / "default.yaml",
+        match={},
+        method="bilevel_inr",
+        values={**small, **values},
+        presets={"standard": {"iterations": iterations}},
+        provenance={"from": "by hand", "source": "made for a test"},
+    )
 
 
 def relative_error(image: torch.Tensor, truth: torch.Tensor) -> float:

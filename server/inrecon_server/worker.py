@@ -117,27 +117,28 @@ def _hyperparameters(job: Job) -> tuple[HyperparameterFiles, Progress]:
     """The files as they were at the scan's first job, whatever has become of them since, and what was tuned then."""
     from inrecon.hyperparams import HyperparameterFiles  # its check of the methods' fields imports torch
 
-    progress = job.progress
-    if progress.hyperparameters is None:
+    known, space = job.progress, job.raw.key.encoding_space
+    if known.hyperparameters is None:
         files = HyperparameterFiles.load(job.hyperparameters)
-        progress = replace(progress, hyperparameters=pickle.dumps(files))
     else:
-        files = pickle.loads(progress.hyperparameters)  # noqa: S301  pickled here, in our own process
-    space = job.raw.key.encoding_space
-    if job.inline_tuning is None or space in progress.tuned:
-        return files, progress
-    from inrecon import stream
-    from inrecon.tuning import tuned_for
+        files = pickle.loads(known.hyperparameters)  # noqa: S301  pickled here, in our own process
+    tuned = known.tuned
+    if job.inline_tuning is not None and space not in tuned:
+        from inrecon import stream
+        from inrecon.tuning import tuned_for
 
-    files = tuned_for(
-        job.raw,
-        files,
-        request=job.request,
-        device=stream.choose_device(job.device),
-        seconds=job.inline_tuning.seconds,
-        folder=job.inline_tuning.folder,
-    )
-    return files, replace(progress, hyperparameters=pickle.dumps(files), tuned=progress.tuned | {space})
+        files = tuned_for(
+            job.raw,
+            files,
+            request=job.request,
+            device=stream.choose_device(job.device),
+            seconds=job.inline_tuning.seconds,
+            folder=job.inline_tuning.folder,
+        )
+        tuned |= {space}
+    elif known.hyperparameters is not None:
+        return files, known
+    return files, replace(known, hyperparameters=pickle.dumps(files), tuned=tuned)
 
 
 def _first_line(error: BaseException) -> str:

@@ -17,16 +17,8 @@ import yaml
 from optuna.trial import TrialState
 
 from inrecon.simulate import simulate_scan, write_ismrmrd
+from inrecon.testing import write_quick_default
 from inrecon_server.cli import main
-
-DEFAULT = """
-version: 1
-method: bilevel_inr
-normalisation: kspace_max
-values: {levels: 3, log2_table_size: 8, base_resolution: 4, width: 8, pixel_shift: 0, learning_rate: 2.0e-2}
-presets: {standard: {iterations: 30}}
-provenance: {from: by hand, source: made for a test}
-"""
 
 
 @pytest.fixture
@@ -34,7 +26,7 @@ def place(tmp_path: Path) -> Path:
     """A folder with a raw file and hyperparameter files of a network that is quick to fit."""
     write_ismrmrd(tmp_path / "raw.h5", simulate_scan(shape=(32, 28), coils=3, acceleration=2, acs=10))
     (tmp_path / "files").mkdir()
-    (tmp_path / "files" / "default.yaml").write_text(DEFAULT)
+    write_quick_default(tmp_path / "files", iterations=30, learning_rate=2e-2)
     return tmp_path
 
 
@@ -82,7 +74,7 @@ def test_a_file_is_verified_on_a_new_scan(place: Path, capsys: pytest.CaptureFix
     assert "default says nothing of the method 'tv'" in capsys.readouterr().err
     assert main([*verify, "--trials", "2"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "default holds for this scan"
-    (place / "files" / "default.yaml").write_text(DEFAULT.replace("learning_rate: 2.0e-2", "learning_rate: 1.0e-5"))
+    write_quick_default(place / "files", iterations=30, learning_rate=1e-5)
     assert main([*verify, "--trials", "2"]) == 1
     assert "default does not hold for this scan: clearly better would be" in capsys.readouterr().err
 

@@ -14,7 +14,8 @@ from inrecon.condition.noise import NoiseOfFrame
 from inrecon.condition.noise import noise_of as estimated
 from inrecon.errors import InvalidFrame
 from inrecon.events import Event, Warned, listening
-from inrecon.frame import Geometry, Key, Noise, Protocol, RawFrame, Readouts
+from inrecon.frame import Geometry, Key, Noise, RawFrame, Readouts
+from inrecon.testing import silent_protocol
 
 RNG = np.random.default_rng(0)
 
@@ -45,17 +46,7 @@ def raw_frame(kspace: np.ndarray, lines: np.ndarray, *, y: int, z: int = 1, reco
             recon_matrix=(recon_x, y, z),
             recon_fov_mm=(recon_x, y, z),
         ),
-        protocol=Protocol(
-            name=None,
-            sequence=None,
-            anatomy=None,
-            vendor=None,
-            field_strength_T=None,
-            trajectory="cartesian",
-            matrix=(y, recon_x),
-            acceleration=1.0,
-            coils=coils,
-        ),
+        protocol=silent_protocol(matrix=(y, recon_x), coils=coils),
         reference=bytes(ismrmrd.AcquisitionHeader()),
     )
 

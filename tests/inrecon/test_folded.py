@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from inrecon.acquire import raw_frames
-from inrecon.frame import Frame, Geometry, Key, Protocol, RawFrame, Readouts, Request
+from inrecon.frame import Frame, Geometry, Key, RawFrame, Readouts, Request
 from inrecon.hyperparams import HyperparameterFiles
 from inrecon.methods import BilevelINR, CGSense, methods
 from inrecon.simulate import SimulatedScan, folded, simulate_scan
 from inrecon.stream import Result, combined, frames_of, intensity, reconstruct
-from inrecon.testing import folded_frame, relative_error, simulated_frame
+from inrecon.testing import folded_frame, relative_error, silent_protocol, simulated_frame
 from inrecon.tuning.race import race
 from inrecon.tuning.scans import judged_scans
 
@@ -142,17 +142,7 @@ def volume() -> tuple[RawFrame, NDArray[np.bool_]]:
         geometry=Geometry(
             encoded_matrix=(x, 48, 40), encoded_fov_mm=(x, 48, 40), recon_matrix=(x, 48, 40), recon_fov_mm=(x, 48, 40)
         ),
-        protocol=Protocol(
-            name=None,
-            sequence=None,
-            anatomy=None,
-            vendor=None,
-            field_strength_T=None,
-            trajectory="cartesian",
-            matrix=(48, x),
-            acceleration=mask.size / mask.sum(),
-            coils=6,
-        ),
+        protocol=silent_protocol(matrix=(48, x), coils=6, acceleration=mask.size / mask.sum()),
         reference=bytes(ismrmrd.AcquisitionHeader()),
     )
     return raw, wide

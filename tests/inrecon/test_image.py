@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from inrecon.errors import InvalidFrame
 from inrecon.events import Event, listening
-from inrecon.frame import Complex, Dtype, Geometry, Key, Protocol, RawFrame, Readouts, Series
+from inrecon.frame import Complex, Dtype, Geometry, Key, RawFrame, Readouts, Series
 from inrecon.image import to_image, to_recon_space
 from inrecon.meta import MetaValue, plain_text
+from inrecon.testing import silent_protocol
 
 OBLIQUE = {
     "position": (12.5, -40.25, 7.125),
@@ -63,17 +64,7 @@ def raw_frame(geometry: Geometry) -> RawFrame:
     readouts = Readouts(
         kspace=np.zeros((1, 1, x), np.complex64), lines=np.zeros((1, 2), np.int64), acquired=np.ones((1, x), np.bool_)
     )
-    protocol = Protocol(
-        name=None,
-        sequence=None,
-        anatomy=None,
-        vendor=None,
-        field_strength_T=None,
-        trajectory="cartesian",
-        matrix=(geometry.encoded_matrix[1], x),
-        acceleration=1.0,
-        coils=1,
-    )
+    protocol = silent_protocol(matrix=(geometry.encoded_matrix[1], x), coils=1)
     return RawFrame(
         imaging=readouts,
         calibration=None,

@@ -17,7 +17,6 @@ from inrecon.frame import (
     Frame,
     Geometry,
     Key,
-    Protocol,
     RawFrame,
     Readouts,
     Reconstruction,
@@ -31,6 +30,7 @@ from inrecon.methods.total_variation import TotalVariation
 from inrecon.quality import psnr
 from inrecon.simulate import SimulatedScan, simulate_scan
 from inrecon.stream import Report, Result, choose_device, reconstruct
+from inrecon.testing import silent_protocol
 
 QUICK = {"iterations": 60, "levels": 10, "log2_table_size": 14, "width": 32}
 
@@ -317,17 +317,7 @@ def volume_frame(object_: np.ndarray, mask: np.ndarray, *, coils: int = 4) -> Ra
         geometry=Geometry(
             encoded_matrix=(x, y, z), encoded_fov_mm=(x, y, z), recon_matrix=(x, y, z), recon_fov_mm=(x, y, z)
         ),
-        protocol=Protocol(
-            name=None,
-            sequence=None,
-            anatomy=None,
-            vendor=None,
-            field_strength_T=None,
-            trajectory="cartesian",
-            matrix=(y, x),
-            acceleration=mask.size / mask.sum(),
-            coils=coils,
-        ),
+        protocol=silent_protocol(matrix=(y, x), coils=coils, acceleration=mask.size / mask.sum()),
         reference=bytes(ismrmrd.AcquisitionHeader()),
     )
 

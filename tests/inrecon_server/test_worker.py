@@ -19,18 +19,10 @@ from inrecon.events import FallBack, FitFinished, FitProgressed, Warned, observe
 from inrecon.frame import RawFrame, Request
 from inrecon.hyperparams import HyperparameterFiles
 from inrecon.simulate import simulate_scan
+from inrecon.testing import write_quick_default
 from inrecon_server.notices import Notice, notice_of
 from inrecon_server.protocol import Image, Parser
 from inrecon_server.worker import InlineTuning, Job, JobResult, Progress, Worker, run_job
-
-SMALL = """
-version: 1
-method: bilevel_inr
-normalisation: kspace_max
-values: {levels: 3, log2_table_size: 8, base_resolution: 4, width: 8, pixel_shift: 0}
-presets: {standard: {iterations: 20}}
-provenance: {from: by hand, source: made for a test}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +61,7 @@ def test_a_scan_keeps_the_hyperparameters_it_began_with(job: Job, tmp_path: Path
 def test_a_scan_is_tuned_once_and_all_its_frames_use_what_was_found(job: Job, tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
     (tmp_path / "candidates").mkdir()
-    (tmp_path / "files" / "default.yaml").write_text(SMALL)
+    write_quick_default(tmp_path / "files", iterations=20)
     tuning = InlineTuning(seconds=1e-3, folder=tmp_path / "candidates")
     job = replace(job, request=Request(), hyperparameters=tmp_path / "files", inline_tuning=tuning)
     first = run_job(job)

@@ -66,8 +66,9 @@ def compete(
         while _ask(study, plan, worker, batch):
             with listening(_Pulse(batch, beat)):
                 spent += _race(study, plan, scans, batch, on_rung)
-            fruitful = any(study.trials[trial.number].state != TrialState.FAIL for trial in batch)
-            barren = 0 if fruitful else barren + 1
+            numbers = {trial.number for trial in batch}
+            states = {trial.state for trial in study.get_trials(deepcopy=False) if trial.number in numbers}
+            barren = barren + 1 if states == {TrialState.FAIL} else 0
             if barren == MOST_BARREN:
                 raise NotTunable(f"no candidate of {plan.method!r} could be fitted: the loss of none was a number")
     except BaseException:

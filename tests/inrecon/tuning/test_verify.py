@@ -14,20 +14,12 @@ from inrecon.frame import RawFrame, Request
 from inrecon.hyperparams import HyperparameterFiles, check
 from inrecon.methods import BilevelINR, tunable_fields
 from inrecon.simulate import simulate_scan
+from inrecon.testing import write_quick_default
 from inrecon.tuning import Plan, Scans, Verified, judged_scans, tuned_for, verify
 
 SMALL = {"levels": 4, "log2_table_size": 9, "base_resolution": 4, "width": 8, "pixel_shift": 0.0}
 PLAN = Plan(method="bilevel_inr", trials=3, batch=3, rungs=(10, 100), fixed=SMALL)
 GOOD = {name: getattr(BilevelINR(), name) for name in tunable_fields(BilevelINR)} | {"learning_rate": 3e-2}
-
-DEFAULT = """
-version: 1
-method: bilevel_inr
-normalisation: kspace_max
-values: {levels: 4, log2_table_size: 9, base_resolution: 4, width: 8, pixel_shift: 0, learning_rate: 1.0e-5}
-presets: {standard: {iterations: 40}}
-provenance: {from: by hand, source: made for a test}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +57,7 @@ def test_an_entry_that_fails_does_not_hold() -> None:
 @pytest.fixture
 def files(tmp_path: Path) -> HyperparameterFiles:
     (tmp_path / "files").mkdir()
-    (tmp_path / "files" / "default.yaml").write_text(DEFAULT)
+    write_quick_default(tmp_path / "files", iterations=40, **SMALL, learning_rate=1e-5)
     return HyperparameterFiles.load(tmp_path / "files")
 
 
