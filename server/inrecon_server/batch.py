@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,26 @@ class NoImage(InreconError):
     """A raw file of which no image could be made."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class FileJob:
-    """A raw file, what is asked for, and where images, report and pictures go."""
+@dataclass(frozen=True)
+class Place:
+    """A raw file, and where its images, report and pictures go."""
 
     raw: Path
+    output: Path
+    report: Path | None = None
+    png: Path | None = None
+
+
+@dataclass(frozen=True)
+class FileJob:
+    """A raw file and the places of its outputs, and what is asked for."""
+
+    place: Place
+    _: KW_ONLY
     group: str
     request: Request
     hyperparameters: Path | None
     device: str
-    output: Path
-    report: Path | None
-    png: Path | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,19 +53,45 @@ class Done:
     without_preset: tuple[str, ...]
 
 
+def places(
+    raws: Sequence[Path], output: str, report: Path | None, png: Path | None, *, elsewhere: bool = False
+) -> list[Place]:
+    """For each of `raws` a place: `output` itself and so on, or in folders of these names, which are made.
+
+    They are folders if there are several files, or if `output` is one already or ends as one does. `elsewhere`: for a
+    process that may run in another folder. Raises `InreconError` where two files' images would have one name.
+    """
+    folder = Path(output)
+    if elsewhere:
+        raws, folder = [raw.resolve() for raw in raws], folder.resolve()
+        report, png = report and report.resolve(), png and png.resolve()
+    if len(raws) == 1 and not output.endswith(os.sep) and not folder.is_dir():
+        return [Place(raws[0], folder, report, png)]
+    names = [raw.stem for raw in raws]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InreconError(f"several raw files are called {', '.join(twice)}: their images would have the same name")
+    for made in filter(None, (folder, report, png)):
+        made.mkdir(parents=True, exist_ok=True)
+    return [
+        Place(raw, folder / f"{raw.stem}.h5", report and report / f"{raw.stem}.json", png and png / raw.stem)
+        for raw in raws
+    ]
+
+
 def reconstruct_file(job: FileJob, *, quiet: bool = False) -> Done:
     """Do `job`; unless `quiet`, what a user should know goes to stderr as it comes.
 
     Each output is written whole or not at all. Raises `NoImage`, `UnreadableFile`, `UnwritableFile`, and what `replay`
     does.
     """
-    if job.report and job.report.resolve() == job.output.resolve():
-        raise UnwritableFile(f"{job.report} cannot hold both the images and the report")
-    with open_raw(job.raw, group=job.group) as raw, ExitStack() as outputs:
-        images = outputs.enter_context(replacing(job.output, source=job.raw))
-        report = job.report and outputs.enter_context(replacing(job.report, source=job.raw))
-        if job.png:
-            job.png.mkdir(parents=True, exist_ok=True)
+    place = job.place
+    if place.report and place.report.resolve() == place.output.resolve():
+        raise UnwritableFile(f"{place.report} cannot hold both the images and the report")
+    with open_raw(place.raw, group=job.group) as raw, ExitStack() as outputs:
+        images = outputs.enter_context(replacing(place.output, source=place.raw))
+        report = place.report and outputs.enter_context(replacing(place.report, source=place.raw))
+        if place.png:
+            place.png.mkdir(parents=True, exist_ok=True)
 
         from inrecon_server.replay import replay, write_report  # only now: torch takes seconds
 
@@ -66,11 +101,11 @@ def reconstruct_file(job: FileJob, *, quiet: bool = False) -> Done:
         write_images(images, outcome.images)
         if report:
             write_report(report, outcome.reports)
-        if job.png:
-            write_pngs(job.png, outcome.images)
+        if place.png:
+            write_pngs(place.png, outcome.images)
     return Done(
         summary=outcome.summary,
-        problem=outcome.problem and f"{job.output} is not complete: {outcome.problem}",
+        problem=outcome.problem and f"{place.output} is not complete: {outcome.problem}",
         told=tuple(outcome.told),
         without_preset=_without_preset(outcome.reports),
     )

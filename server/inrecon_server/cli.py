@@ -128,22 +128,19 @@ def _stderr_to(path: Path | None) -> Iterator[None]:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from inrecon_server.batch import FileJob, NoImage, reconstruct_file
+    from inrecon_server.batch import FileJob, NoImage, places, reconstruct_file
 
-    def job(raw: Path, output: Path, report: Path | None, png: Path | None) -> FileJob:
-        return FileJob(
-            raw=raw,
+    request, elsewhere = _request(options), options.ray is not None
+    jobs = [
+        FileJob(
+            place,
             group=options.group,
             request=request,
             hyperparameters=options.hyperparameters and options.hyperparameters.resolve(),
             device=options.device,
-            output=output,
-            report=report,
-            png=png,
         )
-
-    request = _request(options)
-    jobs = [job(*places) for places in _places(options)]
+        for place in places(options.raw, options.output, options.report, options.png, elsewhere=elsewhere)
+    ]
     if len(jobs) > 1 or options.ray:
         return _replay_many(options, jobs)
     try:
@@ -171,35 +168,17 @@ def _replay_many(options: argparse.Namespace, jobs: Sequence[FileJob]) -> int:
 
     failed = 0
     for job, ended in reconstruct_files(jobs, tasks_on(options.ray, size=options.jobs, device=options.device)):
-        done = ended.answer
+        raw, done = job.place.raw, ended.answer
         if done is not None:
             for text in done.told:
-                sys.stderr.write(f"inrecon: {job.raw}: {text}\n")
-            _tell(done, preset=options.preset, name=f"{job.raw}: ")
+                sys.stderr.write(f"inrecon: {raw}: {text}\n")
+            _tell(done, preset=options.preset, name=f"{raw}: ")
         if problem := ended.problem or done.problem:
             failed += 1
-            _complain(f"{job.raw}: {problem}", _FAILED)
+            _complain(f"{raw}: {problem}", _FAILED)
     if failed:
         raise Failed(f"{failed} of {len(jobs)} files failed, or not all of their images could be made")
     return 0
-
-
-def _places(options: argparse.Namespace) -> list[tuple[Path, Path, Path | None, Path | None]]:
-    """For each raw file itself, and where its images, report and pictures go."""
-    given = (*options.raw, Path(options.output), options.report, options.png)
-    if options.ray:  # whose machines run in other folders
-        given = tuple(path and path.resolve() for path in given)
-    *raws, output, report, png = given
-    if len(raws) == 1 and not options.output.endswith(os.sep) and not output.is_dir():
-        return [(raws[0], output, report, png)]
-    names = [raw.stem for raw in raws]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InreconError(f"several raw files are called {', '.join(twice)}: their images would have the same name")
-    for folder in filter(None, (output, report, png)):
-        folder.mkdir(parents=True, exist_ok=True)
-    return [
-        (raw, output / f"{raw.stem}.h5", report and report / f"{raw.stem}.json", png and png / raw.stem) for raw in raws
-    ]
 
 
 def _request(options: argparse.Namespace) -> Request:

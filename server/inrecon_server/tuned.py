@@ -31,12 +31,14 @@ TOP = 5
 @dataclass(frozen=True, kw_only=True)
 class Tuned:
     """The best trial of a study, in numbers that a file holds: `values` to three digits, their `spread` over the best
-    trials; `loss` and those `before`, of the entries that were tried first, by name."""
+    trials; `loss` and those `before`, of the entries that were tried first, by name; `origin` is the one of these whose
+    values nothing has beaten, if so."""
 
     values: Mapping[str, float]
     spread: Mapping[str, tuple[float, float]]
     loss: float
     before: Mapping[str, float]
+    origin: str | None
     finished: int
     dropped: int
     failed: int
@@ -88,6 +90,7 @@ def outcome(study: Study) -> Tuned:
         spread=spread,
         loss=_loss(best),
         before={str(t.user_attrs["origin"]): t.intermediate_values[max(t.intermediate_values)] for t in _tried(trials)},
+        origin=best.user_attrs.get("origin"),
         finished=len(complete),
         dropped=states.count(TrialState.PRUNED),
         failed=states.count(TrialState.FAIL),
@@ -159,6 +162,8 @@ def _summary(tuned: Tuned) -> list[str]:
     for name, value in tuned.values.items():
         low, high = tuned.spread[name]
         lines.append(f"{name:<{width}}  {value:<10g} best {TOP}: {low:g} .. {high:g}")
+    if tuned.origin:
+        lines.append(f"nothing better than the values of {tuned.origin} was found: they stay")
     return lines
 
 

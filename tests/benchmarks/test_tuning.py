@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import pytest
 from quality.cases import Case, InvalidCases
-from tuning import bed, hypotheses, searches
+from tuning import bed, hypotheses, searches, workers
 from tuning.bed import Bed
 from tuning.main import main
+
+from inrecon.tuning import Plan
 
 HEAD = {"matrix": [32, 28], "coils": 4, "seed": 3}
 
@@ -68,6 +71,17 @@ def test_values_of_each_are_tried_on_all(beds: list[Bed]) -> None:
     assert set(found["psnr"]["a"]) == {hypotheses.SHIPPED, "a", "a, oracle", "b"}
     rows = hypotheses.table(found["psnr"]).splitlines()
     assert rows[2].startswith(f"| a | {found['psnr']['a']['a']:.2f} | ")
+
+
+def test_workers_share_a_search_and_are_timed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(workers, "Plan", functools.partial(Plan, batch=2, rungs=(2, 4)))
+    assert main(["workers", "--size", "32", "--trials", "4", "--device", "cpu"]) == 0
+    alone, together = capsys.readouterr().out.splitlines()[2:]
+    assert alone.startswith("| this process | 4 | ")
+    assert " | 1.00 | " in alone
+    assert together.startswith("| 2 processes | 4 | ")
 
 
 def test_a_scan_of_points_has_no_oracle() -> None:

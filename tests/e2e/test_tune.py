@@ -44,6 +44,7 @@ def test_a_scan_gets_a_file_and_the_next_scan_uses_it(place: Path, capsys: pytes
     assert main(command(place, "--trials", 5, "--sampler", "quasi_random")) == 0
     told = capsys.readouterr().out
     assert "1 trials to the end, 4 dropped on the way, 0 failed; 520 iterations" in told
+    assert "nothing better than the values of default was found" in told
 
     written = yaml.safe_load((place / "files" / "brain.yaml").read_text())
     assert written["provenance"]["from"] == "tuned"

@@ -9,7 +9,7 @@ from inrecon.tuning.inline import tuned_for
 from inrecon.tuning.race import Race, race
 from inrecon.tuning.scans import Judged, NotTunable, Scans, judged_scans
 from inrecon.tuning.search import SAMPLERS, make_sampler, search_space
-from inrecon.tuning.study import RUNGS, Plan, compete, retry
+from inrecon.tuning.study import RUNGS, Plan, compete
 from inrecon.tuning.verify import Verified, verify
 
 __all__ = [
@@ -25,7 +25,6 @@ __all__ = [
     "judged_scans",
     "make_sampler",
     "race",
-    "retry",
     "search_space",
     "tuned_for",
     "verify",

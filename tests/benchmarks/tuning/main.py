@@ -1,4 +1,4 @@
-"""`inrecon bench tuning`: arguments, the two experiments, and where their results go."""
+"""`inrecon bench tuning`: arguments, the three experiments, and where their results go."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from quality.cases import CASES, Case, InvalidCases, load
 from quality.facts import environment
 
 from inrecon.errors import InreconError
-from tuning import hypotheses, searches
+from tuning import hypotheses, searches, workers
 from tuning.bed import Bed
 
 MISUSED = 2
@@ -47,10 +47,16 @@ def _parser() -> argparse.ArgumentParser:
     compared.set_defaults(run=_searches, cases=SEARCHED)
     crossed = parts.add_parser("hypotheses", help="tuned values beside the oracle's and those of other scans")
     crossed.set_defaults(run=_hypotheses, cases=TUNED)
+    shared_out = parts.add_parser("workers", help="one search by one process, by several, and on a Ray cluster")
+    shared_out.add_argument("--size", type=int, default=128, metavar="N", help="of the simulated head (%(default)s)")
+    shared_out.add_argument("--jobs", type=int, default=2, metavar="N", help="processes (%(default)s)")
+    shared_out.add_argument("--ray", metavar="ADDRESS", help="a Ray cluster, or auto for that of this machine")
+    shared_out.set_defaults(run=_workers)
     for part in (compared, crossed):
         part.add_argument("--cases", metavar="LIST", help="of the quality benchmark (%(default)s)")
-        part.add_argument("--trials", type=int, default=60, metavar="N", help="(%(default)s)")
         part.add_argument("--shared", type=Path, metavar="DIR", help="folder whose data/ has the array files")
+    for part in (compared, crossed, shared_out):
+        part.add_argument("--trials", type=int, default=60, metavar="N", help="(%(default)s)")
         part.add_argument("--json", type=Path, metavar="FILE", help="write every value, and where it was measured")
         part.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(%(default)s)")
     return parser
@@ -77,6 +83,14 @@ def _hypotheses(options: argparse.Namespace) -> None:
     for _ in hypotheses.crossed(_beds(options), found, trials=options.trials):
         _save(options, found)
     sys.stdout.write(hypotheses.table(found["psnr"]))
+
+
+def _workers(options: argparse.Namespace) -> None:
+    rows = []
+    for name, crew in workers.crews(options.jobs, options.ray, options.device).items():
+        rows.append(workers.timed(name, crew, size=options.size, trials=options.trials, device=options.device))
+        _save(options, rows)
+    sys.stdout.write(workers.table(rows))
 
 
 def _beds(options: argparse.Namespace) -> list[Bed]:

@@ -23,9 +23,9 @@ from inrecon.tuning import (
     compete,
     judged_scans,
     make_sampler,
-    retry,
     search_space,
 )
+from inrecon.tuning.study import retry
 
 SMALL = {"levels": 4, "log2_table_size": 9, "base_resolution": 4, "width": 8, "pixel_shift": 0.0}
 PLAN = Plan(method="bilevel_inr", trials=11, batch=4, rungs=(3, 6, 9), reduction=2, fixed=SMALL)
