@@ -45,12 +45,18 @@ def build_parser(runs: Mapping[str, Callable[[argparse.Namespace], int]]) -> arg
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-H", "--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    parser.add_argument("-p", "--port", type=_port, default=9002, help="port, 0 for any free one (%(default)s)")
+    """Options without defaults of their own: where one is not given, the environment or a file may say it."""
+    parser.add_argument("-H", "--host", help="address to listen on (127.0.0.1)")
+    parser.add_argument("-p", "--port", type=_port, help="port, 0 for any free one (9002)")
     parser.add_argument(
-        "-d", "--defaultConfig", metavar="NAME", help="runs where a client names a configuration that does not exist"
+        "-d",
+        "--defaultConfig",
+        metavar="NAME",
+        dest="default_config",
+        help="runs where a client names a configuration that does not exist",
     )
-    _add_machine(parser)
+    _add_hyperparameters(parser)
+    parser.add_argument("--device", choices=_DEVICES, help="where to compute (auto)")
     parser.add_argument(
         "--tune-seconds",
         type=_seconds,
@@ -63,8 +69,16 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where that is kept, for a person to look at",
     )
-    parser.add_argument("-v", "--verbose", action="store_true", help="log more")
-    parser.add_argument("-l", "--logfile", type=Path, metavar="FILE", help="log to the end of FILE instead of stderr")
+    parser.add_argument("-v", "--verbose", action="store_true", default=None, help="log more")
+    parser.add_argument(
+        "-l", "--logfile", type=Path, metavar="FILE", dest="log_file", help="log to the end of FILE instead of stderr"
+    )
+    parser.add_argument(
+        "--settings",
+        type=Path,
+        metavar="FILE.yaml",
+        help="read these settings, and more, from a file; options and environment (INRECON_PORT=...) come before it",
+    )
 
 
 def _add_replay(parser: argparse.ArgumentParser) -> None:

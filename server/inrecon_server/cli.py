@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from inrecon.hyperparams import Entry, HyperparameterFiles
     from inrecon.tuning import Plan, Scans
     from inrecon_server.batch import Done, FileJob
-    from inrecon_server.worker import InlineTuning
+
+log = logging.getLogger(__name__)
 
 _FAILED, _INTERRUPTED = 1, 130
 _OF_A_STUDY = ("sampler", "storage", "study", "jobs", "ray")
@@ -72,43 +73,37 @@ def _say(text: str) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from inrecon_server.server import ServerSettings, serve
+    from inrecon_server.server import serve
+    from inrecon_server.settings import resolve
 
-    settings = ServerSettings(
-        host=options.host,
-        port=options.port,
-        device=options.device,
-        hyperparameters=options.hyperparameters,
-        default_config=options.defaultConfig,
-        inline_tuning=_inline_tuning(options),
-    )
-    with _stderr_to(options.logfile):
+    resolved = resolve({name: value for name, value in vars(options).items() if name != "run"}, os.environ)
+    settings = resolved.settings
+    if settings.candidates is not None:
+        _check_candidates(settings.candidates, used=settings.hyperparameters)
+    with _stderr_to(settings.log_file):
         logging.basicConfig(
-            level="DEBUG" if options.verbose else "INFO", format="%(asctime)s %(levelname)-8s %(name)s: %(message)s"
+            level="DEBUG" if settings.verbose else "INFO", format="%(asctime)s %(levelname)-8s %(name)s: %(message)s"
         )
+
+        def listening(host: str, port: int) -> None:
+            log.info("settings: %s", ", ".join(resolved.lines()))
+            _say(f"listening on {host}:{port}")
+
         try:
-            serve(settings, on_listening=lambda host, port: _say(f"listening on {host}:{port}"))
+            serve(settings, on_listening=listening)
         except OSError as error:
-            raise InreconError(f"cannot listen on {options.host}:{options.port}: {error.strerror}") from error
+            raise InreconError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from error
     return 0
 
 
-def _inline_tuning(options: argparse.Namespace) -> InlineTuning | None:
-    from inrecon_server.worker import InlineTuning
-
-    if (options.tune_seconds is None) != (options.candidates is None):
-        raise InreconError("--tune-seconds and --candidates go together")
-    if options.tune_seconds is None:
-        return None
+def _check_candidates(folder: Path, *, used: Path | None) -> None:
     if find_spec("optuna") is None:
         raise InreconError("tuning needs the package optuna: pip install 'inrecon[tune]'")
     from inrecon.hyperparams.snapshot import shipped_folder
 
-    folder, used = options.candidates.resolve(), (options.hyperparameters or shipped_folder()).resolve()
-    if folder.is_relative_to(used):
-        raise InreconError(f"candidates in {options.candidates} would be used unseen: it is inside of {used}")
+    if folder.resolve().is_relative_to((used or shipped_folder()).resolve()):
+        raise InreconError(f"candidates in {folder} would be used unseen: it is inside of {used or shipped_folder()}")
     TemporaryFile(dir=folder).close()  # told now rather than after a search
-    return InlineTuning(seconds=options.tune_seconds, folder=folder)
 
 
 @contextmanager

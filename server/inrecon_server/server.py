@@ -6,14 +6,13 @@ import signal
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import count
-from pathlib import Path
 
 from inrecon.errors import InreconError
 from inrecon_server.config import configure
 from inrecon_server.connection import Connection, Patience
 from inrecon_server.session import Session
+from inrecon_server.settings import ServerSettings
 from inrecon_server.worker import InlineTuning, Worker
 
 log = logging.getLogger(__name__)
@@ -21,39 +20,25 @@ log = logging.getLogger(__name__)
 _STREAM_LIMIT = 1 << 18
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServerSettings:
-    """How to serve. `port` 0 is any free one; `device` is ``auto``, ``cpu`` or ``cuda``.
-
-    `hyperparameters` is a folder of files (None: the shipped ones), read anew for each scan. `default_config` runs
-    where a client names a configuration that does not exist; without it, such a client is refused. `inline_tuning` is
-    for scans that no hyperparameter file is about, None to take the default values for them.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 9002
-    device: str = "auto"
-    hyperparameters: Path | None = None
-    default_config: str | None = None
-    inline_tuning: InlineTuning | None = None
-    max_connections: int = 16
-    shutdown_grace_s: float = 5.0
-    patience: Patience = field(default_factory=Patience)
-
-
-def serve(settings: ServerSettings, *, on_listening: Callable[[str, int], None] | None = None) -> None:
+def serve(
+    settings: ServerSettings,
+    *,
+    patience: Patience | None = None,
+    on_listening: Callable[[str, int], None] | None = None,
+) -> None:
     """Serve until SIGINT or SIGTERM; `on_listening` is called with the address once clients can connect.
 
     Raises `InreconError` if the settings name what does not exist, and OSError if the port is taken.
     """
     if settings.default_config is not None:
         configure(settings.default_config)
-    asyncio.run(_Server(settings).run(on_listening))
+    asyncio.run(_Server(settings, patience or Patience(idle_s=settings.idle_s)).run(on_listening))
 
 
 class _Server:
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, patience: Patience) -> None:
         self._settings = settings
+        self._patience = patience
         self._worker = Worker(device=settings.device)
         self._connections: set[asyncio.Task[None]] = set()
         self._served: set[asyncio.Task[None]] = set()
@@ -102,10 +87,10 @@ class _Server:
                 hyperparameters=settings.hyperparameters,
                 device=settings.device,
                 default_config=settings.default_config,
-                inline_tuning=settings.inline_tuning,
+                inline_tuning=_inline_tuning(settings),
             ),
             worker=self._worker,
-            patience=settings.patience.cut_short() if full else settings.patience,
+            patience=self._patience.cut_short() if full else self._patience,
             name=f"connection {next(self._numbers)}",
             refusal=f"the server has {settings.max_connections} connections already; try again later" if full else None,
         )
@@ -126,3 +111,9 @@ class _Server:
             for connection in self._connections:
                 connection.cancel()
             await asyncio.wait(self._connections)
+
+
+def _inline_tuning(settings: ServerSettings) -> InlineTuning | None:
+    if settings.tune_seconds is None or settings.candidates is None:
+        return None
+    return InlineTuning(seconds=settings.tune_seconds, folder=settings.candidates.resolve())

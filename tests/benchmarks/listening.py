@@ -10,7 +10,8 @@ from statistics import median
 
 ENTRY = """
 import logging, sys
-from inrecon_server.server import ServerSettings, serve
+from inrecon_server.server import serve
+from inrecon_server.settings import ServerSettings
 logging.basicConfig(level="INFO", stream=sys.stdout, format="%(message)s")
 serve(ServerSettings(port=0))
 """

@@ -1,0 +1,114 @@
+"""What the server is told to do: by a YAML file, the environment and options, the later over the earlier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, ValidationError, model_validator
+
+from inrecon.errors import InreconError
+from inrecon.registry import did_you_mean
+
+ENVIRONMENT = "INRECON_"
+"""The setting `port` is the environment variable ``INRECON_PORT``, its value written as in YAML."""
+FILE = "settings"
+"""The name under which option and environment give the YAML file."""
+
+
+class InvalidSettings(InreconError):
+    """A setting that does not exist, or a value that it cannot have."""
+
+
+class ServerSettings(BaseModel):
+    """How to serve; fields are in the order in which a person would ask for them.
+
+    `port` 0 is any free one. `hyperparameters` is a folder of files (None: the shipped ones), read anew for each scan.
+    `default_config` runs where a client names a configuration that does not exist; without it, such a client is
+    refused. A scan of a protocol that no hyperparameter file is about is searched on for `tune_seconds`, and what is
+    found kept in `candidates`. Scans at work when the server is told to stop have `shutdown_grace_s` to end. A client
+    that neither sends nor takes anything for `idle_s` is let go.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=9002, ge=0, le=65535)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    hyperparameters: DirectoryPath | None = None
+    default_config: str | None = None
+    tune_seconds: float | None = Field(default=None, gt=0, le=86400)
+    candidates: DirectoryPath | None = None
+    max_connections: int = Field(default=16, ge=1, le=10_000)
+    idle_s: float = Field(default=600.0, gt=0, le=1e6)
+    shutdown_grace_s: float = Field(default=5.0, ge=0, le=1e6)
+    log_file: Path | None = None
+    verbose: bool = False
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if (self.tune_seconds is None) != (self.candidates is None):
+            raise ValueError("tune_seconds and candidates go together")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """Settings, and for those that were given, where: ``settings file``, ``environment`` or ``option``."""
+
+    settings: ServerSettings
+    sources: Mapping[str, str]
+
+    def lines(self) -> list[str]:
+        """Every setting with its value and source."""
+        return [f"{name} = {value} ({self.sources.get(name, 'default')})" for name, value in self.settings]
+
+
+def resolve(options: Mapping[str, Any], environment: Mapping[str, str]) -> Resolved:
+    """The settings from `options` of the command (None where not given), `environment`, and the file that one of them
+    names; raises `InvalidSettings`, and OSError for a file that cannot be read."""
+    told = {name: value for name, value in options.items() if value is not None}
+    variables = {
+        name.removeprefix(ENVIRONMENT).lower(): _plain(value, f"environment variable {name}")
+        for name, value in environment.items()
+        if name.startswith(ENVIRONMENT)
+    }
+    file = told.pop(FILE, variables.pop(FILE, None))
+    told_by = {"settings file": {} if file is None else _read(Path(file)), "environment": variables, "option": told}
+    sources = {name: source for source, values in told_by.items() for name in values}
+    values = {name: value for given in told_by.values() for name, value in given.items()}
+    try:
+        return Resolved(settings=ServerSettings.model_validate(values), sources=sources)
+    except ValidationError as error:
+        raise InvalidSettings("; ".join(_in_words(dict(problem), sources) for problem in error.errors())) from error
+
+
+def _read(file: Path) -> dict[str, Any]:
+    content = _plain(file.read_text(encoding="utf-8"), str(file))
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise InvalidSettings(f"{file} must hold lines of `setting: value`")
+    return content
+
+
+def _plain(text: str, where: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InvalidSettings(f"{where} is not valid YAML: {str(error).splitlines()[0]}") from error
+
+
+def _in_words(problem: Mapping[str, Any], sources: Mapping[str, str]) -> str:
+    name = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        hint = did_you_mean(name, sorted(ServerSettings.model_fields))
+        return f"there is no setting {name!r} ({sources.get(name, '')}){': ' + hint.rstrip(' :;') if hint else ''}"
+    text = str(problem["msg"]).removeprefix("Value error, ")
+    if not name:
+        return text
+    top = str(problem["loc"][0])
+    return f"{name} ({sources.get(top, 'default')}): {text[0].lower()}{text[1:]}, not {problem['input']!r}"
