@@ -26,6 +26,9 @@ Complex = NDArray[np.complex64]
 Preset = Literal["fast", "standard", "quality"]
 PRESETS: tuple[Preset, ...] = ("fast", "standard", "quality")
 Dtype = Literal["complex", "float", "uint16"]
+Priority = Literal["realtime", "inline", "replay"]
+PRIORITIES: tuple[Priority, ...] = ("realtime", "inline", "replay")
+"""The first goes first; of equals, whoever has waited longest."""
 DTYPES: tuple[Dtype, ...] = ("complex", "float", "uint16")
 
 
@@ -330,12 +333,18 @@ class Reconstruction:
 class Request:
     """What the sender of a scan may ask for; None leaves the choice to the hyperparameter entry.
 
-    `overrides` sets fields of the method by name, checked by the method.
+    `overrides` sets fields of the method by name, checked by the method. An image is wanted `deadline_s` seconds after
+    the last of its readouts, None for when it is done; among scans that wait, the `priority` decides. `compare` asks
+    for CG-SENSE's image as well, as a series of its own. `series_name` is what viewers shall call the series.
     """
 
     method: str | None = None
     preset: Preset = "standard"
     dtype: Dtype = "uint16"
+    deadline_s: float | None = None
+    priority: Priority = "inline"
+    compare: bool = False
+    series_name: str | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -350,4 +359,5 @@ class Series:
 
 
 SeriesBySpace = Mapping[int, Series]
-"""The series of a scan that are open, by encoding space: images of one series must have one matrix size."""
+"""The series of a scan that are open, by encoding space (those of comparison above all of these): images of one series
+must have one matrix size."""

@@ -9,12 +9,14 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from inrecon.errors import InreconError
 from inrecon.frame import RawFrame
+from inrecon_server.job import Job, JobResult
 from inrecon_server.notices import Notice
 from inrecon_server.protocol import (
     Acquisition,
@@ -28,7 +30,7 @@ from inrecon_server.protocol import (
     serialise,
 )
 from inrecon_server.session import Session, Step
-from inrecon_server.worker import Worker
+from inrecon_server.worker import Beat, Workers
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ class Patience:
     before its next frame is reconstructed. `waiting_frames`: how many may wait for the worker before the socket is
     read on. After an error the client is heard out for at most `discard_s` and `discard_bytes`, and where its messages
     cannot be told apart any more, until it is silent for `silence_s`. `linger_s`: how long to wait for it to hang up.
+    `progress_s`: after how long a client that waits for an image is told how far that is.
     """
 
     idle_s: float = 600.0
@@ -57,6 +60,7 @@ class Patience:
     discard_bytes: int = 8 << 30
     silence_s: float = 5.0
     linger_s: float = 2.0
+    progress_s: float = 60.0
 
     def cut_short(self) -> "Patience":
         """The patience with a client that is not served."""
@@ -72,7 +76,7 @@ class Connection:
         writer: asyncio.StreamWriter,
         *,
         session: Session,
-        worker: Worker,
+        workers: Workers,
         patience: Patience,
         name: str,
         refusal: str | None = None,
@@ -81,10 +85,10 @@ class Connection:
         self._reader = reader
         self._writer = writer
         self._session = session
-        self._worker = worker
+        self._workers = workers
         self._patience = patience
         self._refusal = refusal
-        self._frames: asyncio.Queue[RawFrame | None] = asyncio.Queue(patience.waiting_frames)
+        self._frames: asyncio.Queue[tuple[RawFrame, float] | None] = asyncio.Queue(patience.waiting_frames)
         self._outgoing: asyncio.Queue[bytes | None] = asyncio.Queue(1)
         self._received = 0
         self._last_bytes = b""
@@ -141,6 +145,9 @@ class Connection:
         await self._frames.put(None)
         while await self._reader.read(_READ_BYTES):
             pass
+        if not self._said_all and not self._failed:
+            # Only words tell a client that listens on from one that is gone: that one's machine resets the connection.
+            await self._say(Notice(level="INFO", text="the sender has ended its side; what is owed still comes"))
 
     async def _messages(self) -> AsyncIterator[Message]:
         """The client's messages, CLOSE the last; raises `ProtocolError` where they make no sense or end without it."""
@@ -159,7 +166,7 @@ class Connection:
             async for step in self._steps(message):
                 match step:
                     case RawFrame():
-                        await self._frames.put(step)
+                        await self._frames.put((step, time.monotonic()))
                     case Notice():
                         await self._say(step)
                     case Response():
@@ -207,8 +214,9 @@ class Connection:
         await self._say(Notice(level="ERROR", text=text))
 
     async def _reconstruct(self) -> None:
-        while (raw := await self._frames.get()) is not None:
-            result = await self._worker.run(self._session.job(raw))
+        while (frame := await self._frames.get()) is not None:
+            raw, complete_at = frame
+            result = await self._result(self._session.job(raw, complete_at=complete_at))
             for notice in self._session.take(result):
                 await self._say(notice)
             for image in result.images:
@@ -217,6 +225,27 @@ class Connection:
             await self._say(notice)
         await self._outgoing.put(_CLOSE)
         await self._outgoing.put(None)
+
+    async def _result(self, job: Job) -> JobResult:
+        """What becomes of `job`; the client hears from time to time how far it is."""
+        beats: deque[Beat] = deque(maxlen=1)
+        telling = asyncio.create_task(self._tell_progress(beats))
+        try:
+            return await self._workers.run(job, priority=self._session.request.priority, on_beat=beats.append)
+        finally:
+            telling.cancel()
+
+    async def _tell_progress(self, beats: Sequence[Beat]) -> None:
+        while True:
+            await asyncio.sleep(self._patience.progress_s)
+            text = (
+                f"a frame waits for its turn, {self._workers.queued} in all"
+                if not beats
+                else "a frame is being prepared"
+            )
+            if beats and beats[-1].iterations:
+                text = f"a frame is at iteration {beats[-1].iteration} of {beats[-1].iterations}"
+            await self._say(Notice(level="INFO", text=text))
 
     async def _say(self, notice: Notice) -> None:
         log.log(logging.getLevelNamesMapping()[notice.level], "%s: %s", self._name, notice.text)

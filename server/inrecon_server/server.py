@@ -4,16 +4,16 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from itertools import count
 
 from inrecon.errors import InreconError
 from inrecon_server.config import configure
 from inrecon_server.connection import Connection, Patience
+from inrecon_server.job import InlineTuning
 from inrecon_server.session import Session
 from inrecon_server.settings import ServerSettings
-from inrecon_server.worker import InlineTuning, Worker
+from inrecon_server.worker import WorkerLost, Workers
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class _Server:
     def __init__(self, settings: ServerSettings, patience: Patience) -> None:
         self._settings = settings
         self._patience = patience
-        self._worker = Worker(device=settings.device)
+        self._workers = Workers(device=settings.device, count=settings.workers, hang_s=settings.hang_s)
         self._connections: set[asyncio.Task[None]] = set()
         self._served: set[asyncio.Task[None]] = set()
         self._numbers = count(1)
@@ -54,7 +54,7 @@ class _Server:
         log.info("listening on %s:%d", host, port)
         if on_listening is not None:
             on_listening(host, port)
-        self._worker.start()
+        self._workers.start()
         warming = asyncio.create_task(self._warm_up())
         try:
             await self._stopped.wait()
@@ -62,16 +62,16 @@ class _Server:
             server.close()
             await self._end_connections()
             warming.cancel()
-            self._worker.stop()
+            self._workers.stop()
         with suppress(asyncio.CancelledError):
             await warming
 
     async def _warm_up(self) -> None:
         """Start-up that fails for good (no such device) ends the server; a worker that died is replaced when needed."""
         try:
-            log.info("ready: reconstructing on %s", await self._worker.warmed_up())
-        except BrokenProcessPool:
-            log.error("the worker process died while it started")
+            log.info("ready: reconstructing on %s", await self._workers.warmed_up())
+        except WorkerLost as error:
+            log.error("a worker process was lost while it started: %s", error)
         except InreconError:
             self._stopped.set()
             raise
@@ -88,8 +88,9 @@ class _Server:
                 device=settings.device,
                 default_config=settings.default_config,
                 inline_tuning=_inline_tuning(settings),
+                deadline_s=settings.deadline_s,
             ),
-            worker=self._worker,
+            workers=self._workers,
             patience=self._patience.cut_short() if full else self._patience,
             name=f"connection {next(self._numbers)}",
             refusal=f"the server has {settings.max_connections} connections already; try again later" if full else None,
@@ -105,7 +106,7 @@ class _Server:
         """Let scans that are nearly done finish, then end the rest."""
         if self._connections:
             await asyncio.wait(self._connections, timeout=self._settings.shutdown_grace_s)
-        self._worker.retire()
+        self._workers.retire()
         while self._connections:
             # More than once: one may have been accepted while the others were waited for.
             for connection in self._connections:

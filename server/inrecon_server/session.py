@@ -13,6 +13,7 @@ from inrecon.errors import InreconError
 from inrecon.events import Event, listening
 from inrecon.frame import RawFrame, Request
 from inrecon_server.config import Configuration, amend, configure, names
+from inrecon_server.job import InlineTuning, Job, JobResult, Progress
 from inrecon_server.notices import News, Notice, notice_of
 from inrecon_server.protocol import (
     Acquisition,
@@ -28,7 +29,6 @@ from inrecon_server.protocol import (
     Text,
     Waveform,
 )
-from inrecon_server.worker import InlineTuning, Job, JobResult, Progress
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +51,12 @@ class Session:
         device: str,
         default_config: str | None = None,
         inline_tuning: InlineTuning | None = None,
+        deadline_s: float | None = None,
     ) -> None:
         self._hyperparameters = hyperparameters
         self._device = device
         self._inline_tuning = inline_tuning
+        self._deadline_s = deadline_s
         self._default_config = default_config
         self._configuration: Configuration | None = None
         self._refused: InreconError | None = None
@@ -97,13 +99,21 @@ class Session:
         if self._accumulator is not None:
             yield from self._heard(self._accumulator.finish)
 
-    def job(self, raw: RawFrame) -> Job:
-        """The job that makes images of `raw`."""
+    @property
+    def request(self) -> Request:
+        """What is asked for, once that is settled."""
         if self._configuration is None:
-            raise RuntimeError("a frame before its configuration")
+            raise RuntimeError("there is no configuration yet")
+        return self._configuration.request
+
+    def job(self, raw: RawFrame, *, complete_at: float) -> Job:
+        """The job that makes images of `raw`, the last readout of which came at that time of the monotonic clock."""
+        request = self.request
+        deadline_s = self._deadline_s if request.deadline_s is None else request.deadline_s
         return Job(
             raw=raw,
-            request=self._configuration.request,
+            request=request,
+            due=None if deadline_s is None else complete_at + deadline_s,
             progress=self._progress,
             hyperparameters=self._hyperparameters,
             device=self._device,

@@ -13,9 +13,9 @@ from inrecon.acquire import Accumulator
 from inrecon.frame import RawFrame
 from inrecon.simulate import SimulatedScan, simulate_scan
 from inrecon_server.connection import Connection, Patience
+from inrecon_server.job import Job, JobResult, Progress
 from inrecon_server.protocol import Close, ConfigFile, Header, Message, Parser, Text, serialise
 from inrecon_server.session import Session
-from inrecon_server.worker import Job, JobResult, Progress
 
 QUICK = Patience(linger_s=0.2)
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -29,7 +29,9 @@ class FakeWorker:
         self.started = 0
         self.cancelled = asyncio.Event()
 
-    async def run(self, job: Job) -> JobResult:
+    queued = 0
+
+    async def run(self, job: Job, *, priority: str, on_beat: object) -> JobResult:
         self.started += 1
         try:
             return await self._answer(job)
@@ -61,7 +63,7 @@ async def connected(
             reader,
             writer,
             session=session,
-            worker=worker,
+            workers=worker,
             patience=patience,
             name="test",
             refusal=refusal,  # type: ignore[arg-type]

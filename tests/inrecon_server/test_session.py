@@ -10,10 +10,10 @@ from inrecon.errors import InreconError, InvalidHeader
 from inrecon.events import FallBack
 from inrecon.frame import RawFrame, Series
 from inrecon.simulate import SimulatedScan, simulate_scan
+from inrecon_server.job import JobResult, Progress
 from inrecon_server.notices import MAX_WARNINGS, Notice, notice_of
 from inrecon_server.protocol import ConfigFile, ConfigText, Error, Header, Message, Query, Response, Text
 from inrecon_server.session import Session, Step
-from inrecon_server.worker import JobResult, Progress
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_every_frame_of_the_scan_becomes_one_job_and_early(scan: SimulatedScan) 
     late = frames(running.finish())
     assert len(early) + len(late) == len(scan.reference) == 4
     assert len(early) >= 2
-    job = running.job(early[0])
+    job = running.job(early[0], complete_at=0.0)
     assert job.request.method == "cg_sense"
     assert job.progress == Progress()
     assert pickle.loads(pickle.dumps(job)).raw.key == early[0].key
@@ -63,7 +63,7 @@ def test_progress_passes_from_result_to_next_job(scan: SimulatedScan) -> None:
     first, *_ = [*frames(receive(running, scan.acquisitions)), *frames(running.finish())]
     progress = Progress(series={0: Series(images=3, scale=2.0)}, hyperparameters=b"as read")
     assert list(running.take(JobResult(progress=progress, images=(b"i",)))) == []
-    assert running.job(first).progress == progress
+    assert running.job(first, complete_at=0.0).progress == progress
 
 
 def test_a_warning_is_told_once_their_number_is_bounded_and_that_is_told_once(scan: SimulatedScan) -> None:
@@ -143,8 +143,8 @@ def test_fire_names_the_configuration_after_the_header(scan: SimulatedScan) -> N
     told = receive(running, [Text('{"parameters": {"config": "cg_sense", "preset": "fast", "foo": 1}}')])
     assert texts(told) == ["WARNING unknown parameters are ignored: 'foo'"]
     first, *_ = frames([*receive(running, scan.acquisitions), *running.finish()])
-    assert running.job(first).request.method == "cg_sense"
-    assert running.job(first).request.preset == "fast"
+    assert running.job(first, complete_at=0.0).request.method == "cg_sense"
+    assert running.job(first, complete_at=0.0).request.preset == "fast"
 
 
 def test_json_that_names_no_configuration_does_not_make_an_unknown_one_known(scan: SimulatedScan) -> None:
@@ -158,7 +158,7 @@ def test_the_configuration_does_not_change_in_the_middle(scan: SimulatedScan) ->
     (told,) = texts(receive(running, [Text('{"parameters": {"config": "zero_filled"}}')]))
     assert "cannot change" in told
     first, *_ = frames([*receive(running, scan.acquisitions[1:]), *running.finish()])
-    assert running.job(first).request.method == "cg_sense"
+    assert running.job(first, complete_at=0.0).request.method == "cg_sense"
 
 
 def test_other_texts_of_the_client_change_nothing() -> None:
