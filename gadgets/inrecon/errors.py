@@ -31,3 +31,7 @@ class FitDiverged(InreconError):
 
 class UnknownName(InreconError):
     """A method, encoder, operator or configuration of that name does not exist."""
+
+
+class ConfigError(InreconError):
+    """A configuration of that name does not exist, or its text says something that cannot be done."""
