@@ -35,3 +35,7 @@ class NoFit(InreconError):
 
 class UnknownName(InreconError):
     """A method, encoder, operator or configuration of that name does not exist."""
+
+
+class ConfigError(InreconError):
+    """A configuration of that name does not exist, or its text says something that cannot be done."""

@@ -65,6 +65,15 @@ class Geometry:
         ratio = min(1.0, self.recon_fov_mm[0] / self.encoded_fov_mm[0])
         return max(1, round(self.encoded_matrix[0] * ratio))
 
+    def without_oversampling(self) -> Geometry:
+        """The encoding space of readouts whose oversampling has been removed."""
+        width_mm = min(self.encoded_fov_mm[0], self.recon_fov_mm[0])
+        return replace(
+            self,
+            encoded_matrix=(self.readout_size, *self.encoded_matrix[1:]),
+            encoded_fov_mm=(width_mm, *self.encoded_fov_mm[1:]),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
-from inrecon.errors import InreconError
+from inrecon.errors import ConfigError, InreconError
 from inrecon.frame import Request
 from inrecon_server.arguments import MISUSED, build_parser
 
@@ -178,7 +178,7 @@ def _replay_many(options: argparse.Namespace, jobs: Sequence[FileJob]) -> int:
 
 def _request(options: argparse.Namespace) -> Request:
     """What the configuration asks for, with what the command line sets over it."""
-    from inrecon_server.config import ConfigError, configure
+    from inrecon_server.config import configure
 
     configuration = configure(options.config)
     if configuration.is_null and options.method is None:

@@ -6,15 +6,15 @@ JSON ``{"parameters": {...}}``.
 """
 
 import json
-import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from inrecon.errors import InreconError
-from inrecon.frame import DTYPES, PRESETS, Request
+from inrecon.errors import ConfigError
+from inrecon.frame import Request
+from inrecon.properties import changed, parse_xml, properties_of
 from inrecon.registry import did_you_mean
 
 NULL = "null"
@@ -22,13 +22,8 @@ NULL = "null"
 
 _HEALTH_CHECKS = ("isalive", "gtquery")
 _MAX_CHARACTERS = 1 << 20
-_MAX_OVERRIDES = 100
-_MAX_VALUE = 200
+_MAX_IGNORED = 100
 _BY_NAME = ("config", "customconfig")
-
-
-class ConfigError(InreconError):
-    """A configuration of that name does not exist, or its text says something that cannot be done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +77,8 @@ def amend(configuration: Configuration, text: str) -> Configuration:
     ignored = sorted(set(parameters) - {*_BY_NAME, "method", "preset", "dtype"})
     return replace(
         configuration,
-        request=_changed(configuration.request, wanted),
-        ignored=tuple(key[:40] for key in ignored[:_MAX_OVERRIDES]),
+        request=changed(configuration.request, wanted),
+        ignored=tuple(key[:40] for key in ignored[:_MAX_IGNORED]),
     )
 
 
@@ -110,36 +105,16 @@ def _texts() -> Mapping[str, str]:
 
 
 def _from_xml(text: str, *, name: str) -> Configuration:
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise ConfigError("the configuration declares a document type; remove its <!DOCTYPE ...>")
-    try:
-        root = ET.fromstring(text)  # noqa: S314  no document type, so no entities to expand
-    except (ET.ParseError, ValueError) as error:
-        raise ConfigError(f"the configuration is not well-formed XML: {error}") from error
+    root = parse_xml(text)
     if root.find(".//gadget") is not None and root.find(".//external") is None:
         raise ConfigError(
             "the configuration is a chain of Gadgetron's own gadgets, which this server does not have; "
             f"ask for one of {', '.join(names())}, or send <configuration> with <property name= value=> elements"
         )
-    properties = dict(_properties(root))
+    properties = properties_of(root)
     # Gadgetron sends only the innermost <configuration>; a whole chain comes from a client.
     from_gadgetron = properties.pop("peer", "") == "gadgetron" and root.find(".//external") is None
-    if len(properties) > _MAX_OVERRIDES:
-        raise ConfigError(f"the configuration sets {len(properties)} properties; at most {_MAX_OVERRIDES} are read")
-    return Configuration(name=name, request=_changed(Request(), properties), from_gadgetron=from_gadgetron)
-
-
-def _properties(root: ET.Element) -> Iterator[tuple[str, str]]:
-    """The ``<property>`` elements below `root`, except those that belong to a ``<gadget>``."""
-    pending = [root]
-    while pending:
-        element = pending.pop()
-        if element.tag == "property" and "name" in element.attrib:
-            if "value" not in element.attrib:
-                raise ConfigError(f"the property {element.attrib['name']!r} has no value")
-            yield element.attrib["name"], element.attrib["value"]
-        elif element.tag != "gadget":
-            pending.extend(reversed(element))
+    return Configuration(name=name, request=changed(Request(), properties), from_gadgetron=from_gadgetron)
 
 
 def _json_parameters(text: str) -> dict[str, Any]:
@@ -151,19 +126,3 @@ def _json_parameters(text: str) -> dict[str, Any]:
     if not isinstance(parameters, dict):
         raise ConfigError('a JSON configuration needs an object "parameters", as in {"parameters": {"preset": "fast"}}')
     return parameters
-
-
-def _changed(request: Request, properties: Mapping[str, str]) -> Request:
-    """`request` with `properties` set: method, preset and dtype by name, the rest as fields of the method."""
-    fields = dict(properties)
-    method = fields.pop("method", None) or request.method
-    preset = fields.pop("preset", request.preset)
-    dtype = fields.pop("dtype", request.dtype)
-    long = next((name for name, value in properties.items() if max(len(name), len(value)) > _MAX_VALUE), None)
-    if long is not None:
-        raise ConfigError(f"the property {long[:40]!r} or its value has more than {_MAX_VALUE} characters")
-    if preset not in PRESETS:
-        raise ConfigError(f"unknown preset {preset[:40]!r}: known are {', '.join(PRESETS)}")
-    if dtype not in DTYPES:
-        raise ConfigError(f"unknown image type (dtype) {dtype[:40]!r}: known are {', '.join(DTYPES)}")
-    return Request(method=method, preset=preset, dtype=dtype, overrides={**request.overrides, **fields})

@@ -6,8 +6,9 @@ from importlib.resources import files
 
 import pytest
 
+from inrecon.errors import ConfigError
 from inrecon.frame import Request
-from inrecon_server.config import ConfigError, Configuration, amend, configure, names
+from inrecon_server.config import Configuration, amend, configure, names
 
 NAMES = [name for name in names() if name != "null"]
 

@@ -5,5 +5,18 @@ from inrecon.acquire.frames import raw_frames
 from inrecon.acquire.header import parse_header
 from inrecon.acquire.scan import Encoding, Limits, NotCartesian, Scan
 from inrecon.acquire.summary import Summary
+from inrecon.acquire.unsorted import as_delivered, bucket_readouts, buffer_readouts
 
-__all__ = ["Accumulator", "Encoding", "Limits", "NotCartesian", "Scan", "Summary", "parse_header", "raw_frames"]
+__all__ = [
+    "Accumulator",
+    "Encoding",
+    "Limits",
+    "NotCartesian",
+    "Scan",
+    "Summary",
+    "as_delivered",
+    "bucket_readouts",
+    "buffer_readouts",
+    "parse_header",
+    "raw_frames",
+]

@@ -1,6 +1,6 @@
 """What the scan header says, checked: the nouns that `parse_header` gives and `Accumulator` works from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from inrecon.frame import Geometry
@@ -80,3 +80,13 @@ class Scan:
     vendor: str | None = None
     field_strength_T: float | None = None
     relative_bandwidth: float = 0.793
+
+    def without_oversampling(self) -> "Scan":
+        """The scan of the same readouts once their oversampling has been removed."""
+        encodings = tuple(
+            replace(encoding, geometry=encoding.geometry.without_oversampling())
+            if isinstance(encoding, Encoding)
+            else encoding
+            for encoding in self.encodings
+        )
+        return replace(self, encodings=encodings)
