@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from inrecon.errors import ConfigError
-from inrecon.frame import DTYPES, PRESETS, Request
+from inrecon.frame import Dtype, Preset, Priority, Request
 
 _MAX_PROPERTIES = 100
 _MAX_VALUE = 200
@@ -33,24 +38,50 @@ def properties_of(root: ET.Element) -> dict[str, str]:
     return properties
 
 
-def changed(request: Request, properties: Mapping[str, str]) -> Request:
-    """`request` with `properties` set: method, preset and dtype by name, the rest as fields of the method.
+class _Parameters(BaseModel):
+    """What a sender may ask for besides fields of the method, each within its bounds."""
 
-    Raises `ConfigError` for a preset or dtype that does not exist and for what is too long; method and fields are
-    checked where the method is built.
+    model_config = ConfigDict(extra="forbid")
+
+    method: str | None = None
+    preset: Preset = "standard"
+    dtype: Dtype = "uint16"
+    deadline: float | None = Field(default=None, gt=0, le=86_400)
+    priority: Priority = "inline"
+    compare: bool = False
+    series_name: str | None = Field(default=None, min_length=1, max_length=64, pattern="^[ -~]*$")
+
+
+PARAMETERS = frozenset(_Parameters.model_fields)
+"""Their names."""
+
+
+def changed(request: Request, properties: Mapping[str, str]) -> Request:
+    """`request` with `properties` set: `PARAMETERS` by name, the rest as fields of the method.
+
+    Raises `ConfigError` for a parameter's value that cannot be and for what is too long; method and fields are checked
+    where the method is built.
     """
-    fields = dict(properties)
-    method = fields.pop("method", None) or request.method
-    preset = fields.pop("preset", request.preset)
-    dtype = fields.pop("dtype", request.dtype)
     long = next((name for name, value in properties.items() if max(len(name), len(value)) > _MAX_VALUE), None)
     if long is not None:
         raise ConfigError(f"the property {long[:40]!r} or its value has more than {_MAX_VALUE} characters")
-    if preset not in PRESETS:
-        raise ConfigError(f"unknown preset {preset[:40]!r}: known are {', '.join(PRESETS)}")
-    if dtype not in DTYPES:
-        raise ConfigError(f"unknown image type (dtype) {dtype[:40]!r}: known are {', '.join(DTYPES)}")
-    return Request(method=method, preset=preset, dtype=dtype, overrides={**request.overrides, **fields})
+    asked = {name: value for name, value in properties.items() if name in PARAMETERS}
+    try:
+        told = _Parameters.model_validate(asked).model_dump(include=set(asked))
+    except ValidationError as error:
+        raise ConfigError("; ".join(_in_words(problem) for problem in error.errors())) from error
+    if "deadline" in told:
+        told["deadline_s"] = told.pop("deadline")
+    fields = {name: value for name, value in properties.items() if name not in PARAMETERS}
+    return replace(request, **told, overrides={**request.overrides, **fields})
+
+
+def _in_words(problem: ErrorDetails) -> str:
+    name, given = str(problem["loc"][0]), str(problem["input"])[:40]
+    if problem["type"] == "literal_error":
+        known = get_args(_Parameters.model_fields[name].annotation)
+        return f"unknown {name} {given!r}: known are {', '.join(known)}"
+    return f"{name}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {given!r}"
 
 
 def _properties(root: ET.Element) -> Iterator[tuple[str, str]]:

@@ -48,6 +48,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     """Options without defaults of their own: where one is not given, the environment or a file may say it."""
     parser.add_argument("-H", "--host", help="address to listen on (127.0.0.1)")
     parser.add_argument("-p", "--port", type=_port, help="port, 0 for any free one (9002)")
+    parser.add_argument("--http-port", type=_port, help="where metrics and health are told, on this machine (9003)")
     parser.add_argument(
         "-d",
         "--defaultConfig",

@@ -14,7 +14,7 @@ from typing import Any
 
 from inrecon.errors import ConfigError
 from inrecon.frame import Request
-from inrecon.properties import changed, parse_xml, properties_of
+from inrecon.properties import PARAMETERS, changed, parse_xml, properties_of
 from inrecon.registry import did_you_mean
 
 NULL = "null"
@@ -24,6 +24,7 @@ _HEALTH_CHECKS = ("isalive", "gtquery")
 _MAX_CHARACTERS = 1 << 20
 _MAX_IGNORED = 100
 _BY_NAME = ("config", "customconfig")
+_BY_JSON = PARAMETERS | {"iterations"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,16 +66,16 @@ def configure(name_or_text: str) -> Configuration:
 def amend(configuration: Configuration, text: str) -> Configuration:
     """`configuration` changed by FIRE's JSON `text`; raises `ConfigError`.
 
-    ``config`` and ``customconfig`` name another configuration; ``method``, ``preset`` and ``dtype`` change the
-    request; other keys are listed in `Configuration.ignored`. Empty values and ``None`` change nothing.
+    ``config`` and ``customconfig`` name another configuration; `PARAMETERS` and ``iterations`` change the request, be
+    they texts or numbers; other keys are listed in `Configuration.ignored`. Empty values and ``None`` change nothing.
     """
     parameters = _json_parameters(text)
     known = {key: value for key, value in parameters.items() if str(value).strip() not in ("", "None")}
     for key in _BY_NAME:
         if key in known:
             configuration = replace(_by_name(str(known[key])), from_gadgetron=configuration.from_gadgetron)
-    wanted: dict[str, str] = {key: str(known[key]) for key in ("method", "preset", "dtype") if key in known}
-    ignored = sorted(set(parameters) - {*_BY_NAME, "method", "preset", "dtype"})
+    wanted = {key: str(known[key]) for key in sorted(_BY_JSON) if key in known}
+    ignored = sorted(set(parameters) - {*_BY_NAME, *_BY_JSON})
     return replace(
         configuration,
         request=changed(configuration.request, wanted),

@@ -10,13 +10,15 @@ import logging
 import socket
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from inrecon.errors import InreconError
 from inrecon.frame import RawFrame
 from inrecon_server.job import Job, JobResult
+from inrecon_server.metrics import Metrics, Outcome
 from inrecon_server.notices import Notice
 from inrecon_server.protocol import (
     Acquisition,
@@ -77,6 +79,7 @@ class Connection:
         *,
         session: Session,
         workers: Workers,
+        metrics: Metrics,
         patience: Patience,
         name: str,
         refusal: str | None = None,
@@ -86,33 +89,50 @@ class Connection:
         self._writer = writer
         self._session = session
         self._workers = workers
+        self._metrics = metrics
         self._patience = patience
         self._refusal = refusal
         self._frames: asyncio.Queue[tuple[RawFrame, float] | None] = asyncio.Queue(patience.waiting_frames)
-        self._outgoing: asyncio.Queue[bytes | None] = asyncio.Queue(1)
+        self._outgoing: asyncio.Queue[tuple[bytes, Callable[[], None]] | None] = asyncio.Queue(1)
         self._received = 0
         self._last_bytes = b""
         self._failed = False
         self._discard_until = 0.0
         self._discard_up_to = 0
+        self._closing = False
         self._said_all = False
 
     async def run(self) -> None:
         """Serve the client until both sides are done; whatever happens, a client that still listens gets CLOSE."""
-        started = time.monotonic()
+        started, outcome = time.monotonic(), Outcome.FAILED
+        self._metrics.started.inc()
+        self._metrics.active.inc()
         try:
             await self._serve()
+            outcome = self._outcome()
         except* OSError as gone:
+            outcome = Outcome.VANISHED
             log.warning("%s: the client is gone: %s", self._name, "; ".join(map(repr, gone.exceptions)))
         except* asyncio.CancelledError:
+            outcome = Outcome.INTERRUPTED
             await self._apologise("the server is shutting down")
         except* Exception:  # the boundary: what is wrong with one connection must not end the others
             log.exception("%s: internal error", self._name)
             await self._apologise("internal error; the server's log says more")
         finally:
             self._writer.transport.abort()
+            self._metrics.active.dec()
+            self._metrics.ended.labels(self._session.configuration_name, outcome.value).inc()
             seconds = time.monotonic() - started
-            log.info("%s: ended after %.1f s, %d bytes received", self._name, seconds, self._received)
+            log.info("%s: %s after %.1f s, %d bytes received", self._name, outcome.value, seconds, self._received)
+
+    def _outcome(self) -> Outcome:
+        """Of a connection that came to its end."""
+        if self._refusal:
+            return Outcome.REFUSED
+        if self._failed or self._session.failed:
+            return Outcome.PARTLY_FAILED if self._session.images else Outcome.FAILED
+        return Outcome.DONE if self._session.images else Outcome.NO_IMAGE
 
     async def _serve(self) -> None:
         peer: socket.socket = self._writer.get_extra_info("socket")
@@ -145,7 +165,7 @@ class Connection:
         await self._frames.put(None)
         while await self._reader.read(_READ_BYTES):
             pass
-        if not self._said_all and not self._failed:
+        if not self._closing:
             # Only words tell a client that listens on from one that is gone: that one's machine resets the connection.
             await self._say(Notice(level="INFO", text="the sender has ended its side; what is owed still comes"))
 
@@ -170,7 +190,7 @@ class Connection:
                     case Notice():
                         await self._say(step)
                     case Response():
-                        await self._outgoing.put(serialise(step))
+                        await self._send(serialise(step))
         except InreconError as error:
             await self._fail(str(error))
 
@@ -178,6 +198,7 @@ class Connection:
         """What the session makes of `message`: in a thread where it may take long, as at the end of a large scan."""
         steps = self._session.finish() if isinstance(message, Close) else self._session.receive(message)
         if isinstance(message, Acquisition):
+            self._metrics.readouts.inc()
             for step in steps:
                 yield step
         else:
@@ -203,6 +224,7 @@ class Connection:
         async with asyncio.timeout(self._patience.idle_s):
             data = await self._reader.read(_READ_BYTES)
         self._received += len(data)
+        self._metrics.received_bytes.inc(len(data))
         self._last_bytes = (self._last_bytes + data[-2:])[-2:]
         return data
 
@@ -216,15 +238,27 @@ class Connection:
     async def _reconstruct(self) -> None:
         while (frame := await self._frames.get()) is not None:
             raw, complete_at = frame
-            result = await self._result(self._session.job(raw, complete_at=complete_at))
+            job = self._session.job(raw, complete_at=complete_at)
+            result = await self._result(job)
+            self._metrics.frame(result.reports, fallbacks=result.fallbacks)
             for notice in self._session.take(result):
                 await self._say(notice)
+            if not result.images:
+                self._metrics.frames_failed.inc()
+            elif job.due is not None and (late_s := time.monotonic() - job.due) > 0:
+                self._metrics.missed.inc()
+                await self._say(Notice(level="WARNING", text=f"an image comes {late_s:.2f} s after its deadline"))
             for image in result.images:
-                await self._outgoing.put(image)
+                await self._send(image, on_sent=partial(self._image_sent, complete_at))
+        self._closing = True
         for notice in self._session.summary():
             await self._say(notice)
-        await self._outgoing.put(_CLOSE)
+        await self._send(_CLOSE)
         await self._outgoing.put(None)
+
+    def _image_sent(self, complete_at: float) -> None:
+        self._metrics.images.inc()
+        self._metrics.latency.observe(time.monotonic() - complete_at)
 
     async def _result(self, job: Job) -> JobResult:
         """What becomes of `job`; the client hears from time to time how far it is."""
@@ -238,25 +272,28 @@ class Connection:
     async def _tell_progress(self, beats: Sequence[Beat]) -> None:
         while True:
             await asyncio.sleep(self._patience.progress_s)
-            text = (
-                f"a frame waits for its turn, {self._workers.queued} in all"
-                if not beats
-                else "a frame is being prepared"
-            )
-            if beats and beats[-1].iterations:
-                text = f"a frame is at iteration {beats[-1].iteration} of {beats[-1].iterations}"
+            text = "a frame waits for its turn"
+            if beats:
+                iteration, iterations = beats[-1].iteration, beats[-1].iterations
+                text = f"a frame is at iteration {iteration} of {iterations}" if iterations else "a frame is at work"
             await self._say(Notice(level="INFO", text=text))
 
     async def _say(self, notice: Notice) -> None:
         log.log(logging.getLevelNamesMapping()[notice.level], "%s: %s", self._name, notice.text)
         message = self._session.tell(notice)
         if message is not None:
-            await self._outgoing.put(serialise(message))
+            await self._send(serialise(message))
+
+    async def _send(self, data: bytes, *, on_sent: Callable[[], None] = lambda: None) -> None:
+        """Queue `data`; `on_sent` is called when the client's connection has taken it."""
+        await self._outgoing.put((data, on_sent))
 
     async def _write(self) -> None:
-        while (data := await self._outgoing.get()) is not None:
+        while (outgoing := await self._outgoing.get()) is not None:
+            data, on_sent = outgoing
             self._writer.write(data)
             await self._drain()
+            on_sent()
         self._writer.transport.set_write_buffer_limits(high=0)
         await self._drain()
         self._said_all = True

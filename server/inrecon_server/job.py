@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inrecon.errors import InreconError, InvalidProtocolFile, NoHyperparameters
-from inrecon.events import Event, Warned, listening, observe
+from inrecon.events import Event, FallBack, Warned, listening, observe
 from inrecon.frame import RawFrame, Request, SeriesBySpace
 from inrecon_server.notices import News, Notice, notice_of
 from inrecon_server.protocol import serialise
@@ -74,7 +74,8 @@ class Job:
 class JobResult:
     """What became of a job: `images` as messages for the wire, a report for each, and the `progress` to go on with.
 
-    A job that failed has no images and a notice of level ERROR. `last_good` are the files of the job's folder, if all
+    A job that failed has no images and a notice of level ERROR. `fallbacks` are the rooms that took another way, each
+    once. `last_good` are the files of the job's folder, if all
     of them could be used.
     """
 
@@ -82,6 +83,7 @@ class JobResult:
     images: tuple[bytes, ...] = ()
     reports: tuple[Mapping[str, Any], ...] = ()
     notices: tuple[Notice, ...] = ()
+    fallbacks: tuple[str, ...] = ()
     last_good: bytes | None = None
 
 
@@ -101,9 +103,12 @@ def run_job(job: Job) -> JobResult:
     fit fails in a way that nobody thought of, CG-SENSE's image is made instead, and marked.
     """
     notices: list[Notice] = []
+    fallbacks: dict[str, None] = {}
     news = News()
 
     def hear(event: Event) -> None:
+        if isinstance(event, FallBack):
+            fallbacks[event.room] = None
         if (notice := notice_of(event)) is not None:
             notices.extend(news.of(notice))
 
@@ -123,6 +128,7 @@ def run_job(job: Job) -> JobResult:
             images=tuple(serialise(image) for image in result.images),
             reports=result.reports,
             notices=tuple(notices),
+            fallbacks=tuple(fallbacks),
             last_good=last_good,
         )
     return JobResult(progress=progress, notices=tuple(notices), last_good=last_good)

@@ -11,8 +11,10 @@ from inrecon.errors import InreconError
 from inrecon_server.config import configure
 from inrecon_server.connection import Connection, Patience
 from inrecon_server.job import InlineTuning
+from inrecon_server.metrics import Metrics
 from inrecon_server.session import Session
 from inrecon_server.settings import ServerSettings
+from inrecon_server.watch import watched
 from inrecon_server.worker import WorkerLost, Workers
 
 log = logging.getLogger(__name__)
@@ -39,21 +41,35 @@ class _Server:
     def __init__(self, settings: ServerSettings, patience: Patience) -> None:
         self._settings = settings
         self._patience = patience
-        self._workers = Workers(device=settings.device, count=settings.workers, hang_s=settings.hang_s)
+        self._metrics = Metrics()
+        self._workers = Workers(
+            device=settings.device,
+            count=settings.workers,
+            hang_s=settings.hang_s,
+            on_lost=self._metrics.workers_lost.inc,
+        )
+        self._metrics.queued.set_function(lambda: self._workers.queued)
         self._connections: set[asyncio.Task[None]] = set()
         self._served: set[asyncio.Task[None]] = set()
         self._numbers = count(1)
         self._stopped = asyncio.Event()
 
     async def run(self, on_listening: Callable[[str, int], None] | None) -> None:
-        settings = self._settings
-        server = await asyncio.start_server(self._accept, settings.host, settings.port, limit=_STREAM_LIMIT)
-        host, port = server.sockets[0].getsockname()[:2]
+        told = self._settings
+        server = await asyncio.start_server(self._accept, told.host, told.port, limit=_STREAM_LIMIT)
+        async with server:
+            with watched(self._metrics, ready=self._is_ready, host=told.http_host, port=told.http_port) as http_port:
+                host, port = server.sockets[0].getsockname()[:2]
+                log.info(
+                    "listening on %s:%d; metrics and health at http://%s:%d", host, port, told.http_host, http_port
+                )
+                if on_listening is not None:
+                    on_listening(host, port)
+                await self._until_stopped(server)
+
+    async def _until_stopped(self, server: asyncio.Server) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             asyncio.get_running_loop().add_signal_handler(number, self._stopped.set)
-        log.info("listening on %s:%d", host, port)
-        if on_listening is not None:
-            on_listening(host, port)
         self._workers.start()
         warming = asyncio.create_task(self._warm_up())
         try:
@@ -65,6 +81,9 @@ class _Server:
             self._workers.stop()
         with suppress(asyncio.CancelledError):
             await warming
+
+    def _is_ready(self) -> bool:
+        return self._workers.usable and not self._stopped.is_set()
 
     async def _warm_up(self) -> None:
         """Start-up that fails for good (no such device) ends the server; a worker that died is replaced when needed."""
@@ -91,6 +110,7 @@ class _Server:
                 deadline_s=settings.deadline_s,
             ),
             workers=self._workers,
+            metrics=self._metrics,
             patience=self._patience.cut_short() if full else self._patience,
             name=f"connection {next(self._numbers)}",
             refusal=f"the server has {settings.max_connections} connections already; try again later" if full else None,

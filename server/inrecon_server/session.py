@@ -42,6 +42,7 @@ class Session:
 
     `receive` takes the client's messages but CLOSE, `finish` its CLOSE; both give the steps to take. `job` and `take`
     turn a frame into a job and the job's result into notices, strictly one job at a time and in the frames' order.
+    `images` and `failed` count images made and frames of which none could be.
     """
 
     def __init__(
@@ -66,8 +67,8 @@ class Session:
         self._progress = Progress()
         self._started = time.monotonic()
         self._news = News()
-        self._images = 0
-        self._failed = 0
+        self.images = 0
+        self.failed = 0
 
     def receive(self, message: Message) -> Iterator[Step]:
         """What to do now that `message` has come; raises `InreconError` if the scan cannot go on."""
@@ -100,6 +101,11 @@ class Session:
             yield from self._heard(self._accumulator.finish)
 
     @property
+    def configuration_name(self) -> str:
+        """One of the names that there are, or of the kinds of text."""
+        return "none" if self._configuration is None else self._configuration.name
+
+    @property
     def request(self) -> Request:
         """What is asked for, once that is settled."""
         if self._configuration is None:
@@ -123,8 +129,8 @@ class Session:
     def take(self, result: JobResult) -> Iterator[Notice]:
         """Keep what the next job needs of `result`; gives what is worth telling."""
         self._progress = result.progress
-        self._images += len(result.images)
-        self._failed += not result.images
+        self.images += len(result.images)
+        self.failed += not result.images
         for notice in result.notices:
             yield from self._news.of(notice)
 
@@ -133,8 +139,8 @@ class Session:
         if self._accumulator is None or not self._settled:
             return
         seconds = time.monotonic() - self._started
-        failed = f", {self._failed} frames failed" if self._failed else ""
-        text = f"{self._images} images in {seconds:.1f} s{failed}; {self._accumulator.summary()}"
+        failed = f", {self.failed} frames failed" if self.failed else ""
+        text = f"{self.images} images in {seconds:.1f} s{failed}; {self._accumulator.summary()}"
         yield Notice(level="INFO", text=text)
 
     def tell(self, notice: Notice) -> Text | Error | None:

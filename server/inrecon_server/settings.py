@@ -26,19 +26,21 @@ class InvalidSettings(InreconError):
 class ServerSettings(BaseModel):
     """How to serve; fields are in the order in which a person would ask for them.
 
-    `port` 0 is any free one. `workers` processes reconstruct, each with a GPU of its own where there are as many; one
-    of which nothing is heard at a frame for `hang_s` is ended and replaced. `hyperparameters` is a folder of files
-    (None: the shipped ones), read anew for each scan. `default_config` runs where a client names a configuration that
-    does not exist; without it, such a client is refused. `deadline_s` is for scans that ask for none. A scan of a
-    protocol that no hyperparameter file is about is searched on for `tune_seconds`, and what is found kept in
-    `candidates`. Scans at work when the server is told to stop have `shutdown_grace_s` to end. A client that neither
-    sends nor takes anything for `idle_s` is let go.
+    `port` 0 is any free one, and so is `http_port`, where metrics and health are told. `workers` processes
+    reconstruct, each with a GPU of its own where there are as many; one of which nothing is heard at a frame for
+    `hang_s` is ended and replaced. `hyperparameters` is a folder of files (None: the shipped ones), read anew for each
+    scan. `default_config` runs where a client names a configuration that does not exist; without it, such a client is
+    refused. `deadline_s` is for scans that ask for none. A scan of a protocol that no hyperparameter file is about is
+    searched on for `tune_seconds`, and what is found kept in `candidates`. Scans at work when the server is told to
+    stop have `shutdown_grace_s` to end. A client that neither sends nor takes anything for `idle_s` is let go.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     host: str = "127.0.0.1"
     port: int = Field(default=9002, ge=0, le=65535)
+    http_host: str = "127.0.0.1"
+    http_port: int = Field(default=9003, ge=0, le=65535)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int = Field(default=1, ge=1, le=64)
     hang_s: float = Field(default=300.0, gt=0, le=1e6)

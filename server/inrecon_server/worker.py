@@ -121,7 +121,7 @@ OnBeat = Callable[[Beat], None]
 
 
 class _Process:
-    """One worker process; `ready` is what it said of its device, once it has."""
+    """One worker process; `ready` is what it said of its device, once it has, and `usable` that it can take jobs."""
 
     def __init__(self, number: int, device: str) -> None:
         self.number = number
@@ -136,6 +136,7 @@ class _Process:
         self._answer: asyncio.Future[JobResult] | None = None
         self._heard_at = time.monotonic()
         self._on_beat: OnBeat = lambda _: None
+        self.usable = False
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
 
@@ -189,10 +190,12 @@ class _Process:
             case Beat():
                 self._on_beat(said)
             case Warm():
+                self.usable = not said.problem
                 self.ready.set_result(said)
             case JobResult() if self._answer is not None:
                 self._answer.set_result(said)
             case WorkerLost():
+                self.usable = False
                 for waiting in (self.ready, self._answer):
                     if waiting is not None and not waiting.done():
                         waiting.set_exception(said)
@@ -203,13 +206,16 @@ class Workers:
     """`count` worker processes: started and warmed up ahead, replaced when they die or hang.
 
     A process has one job at a time: what ends it takes no other job along. `hang_s` is how long nothing may be heard of
-    one at work.
+    one at work. `on_lost` is called whenever one is lost.
     """
 
-    def __init__(self, *, device: str, count: int = 1, hang_s: float = HANG_S) -> None:
+    def __init__(
+        self, *, device: str, count: int = 1, hang_s: float = HANG_S, on_lost: Callable[[], None] = lambda: None
+    ) -> None:
         self.device = device
         self._count = count
         self._hang_s = hang_s
+        self._on_lost = on_lost
         self._processes: list[_Process] = []
         self._free: list[_Process] = []
         self._waiting: list[tuple[int, int, asyncio.Future[_Process]]] = []
@@ -223,9 +229,9 @@ class Workers:
         return sum(not turn.done() for *_, turn in self._waiting)
 
     @property
-    def alive(self) -> bool:
-        """Whether any process can take jobs, now or when it is ready."""
-        return any(process.is_alive for process in self._processes)
+    def usable(self) -> bool:
+        """Whether a process is ready for jobs; may be asked from any thread."""
+        return any(process.usable for process in list(self._processes))
 
     def start(self) -> None:
         """Start the processes and their warming up; returns at once."""
@@ -253,6 +259,7 @@ class Workers:
             except WorkerLost as error:
                 lost = str(error)
                 log.error("a worker process was lost at a frame: %s", lost)
+                self._on_lost()
         text = f"this frame has cost three processes and is given up; the last: {lost} (out of memory?)"
         return JobResult(progress=job.progress, notices=(Notice(level="ERROR", text=text),))
 
@@ -278,6 +285,7 @@ class Workers:
             await process.started(hang_s=self._hang_s)
         except WorkerLost as error:
             log.error("a worker process was lost before it had anything to do: %s", error)
+            self._on_lost()
             return False
         return process.is_alive
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -28,7 +29,7 @@ from inrecon_server.settings import ServerSettings
 
 logging.basicConfig(level="INFO")
 patience = Patience(idle_s=30.0, silence_s=0.3, linger_s=1.0, send_buffer_bytes=1 << 16)
-settings = ServerSettings(port=0, device="cpu", shutdown_grace_s=0.2, **json.loads(sys.argv[1]))
+settings = ServerSettings(port=0, http_port=0, device="cpu", shutdown_grace_s=0.2, **json.loads(sys.argv[1]))
 serve(settings, patience=patience, on_listening=lambda host, port: print(port, flush=True))
 """
 
@@ -39,6 +40,12 @@ class RunningServer:
 
     process: "subprocess.Popen[str]"
     port: int
+    http_port: int
+    log_file: Path
+
+    def log(self) -> str:
+        """All that it has logged."""
+        return self.log_file.read_text()
 
     def worker(self) -> int:
         """The process id of the worker: the child that Python's spawn started."""
@@ -83,16 +90,25 @@ def _command(pid: int) -> bytes:
 
 
 @contextmanager
-def _running(**settings: int) -> Iterator[RunningServer]:
+def _running(**settings: object) -> Iterator[RunningServer]:
     command = [sys.executable, "-c", _ENTRY, json.dumps(settings)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert process.stdout is not None
-    try:
-        yield RunningServer(process, int(process.stdout.readline()))
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=20)
-        process.stdout.close()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory(prefix="inrecon") as folder:
+        log = Path(folder) / "log"
+        with log.open("w") as stderr:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment)
+        assert process.stdout is not None
+        try:
+            port = process.stdout.readline()
+            assert port, log.read_text()
+            told = re.search(r"metrics and health at http://127.0.0.1:(\d+)", log.read_text())
+            assert told is not None
+            yield RunningServer(process, int(port), int(told[1]), log)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=20)
+            process.stdout.close()
+            sys.stderr.write(log.read_text())
 
 
 @pytest.fixture(scope="session")

@@ -65,6 +65,34 @@ def test_properties_of_xml_set_the_request_wherever_they_stand() -> None:
     assert configure(text).request == wanted
 
 
+@pytest.mark.parametrize("form", ["xml", "json"])
+def test_all_that_may_be_asked_for_can_be_told_in_either_form(form: str) -> None:
+    told = {"deadline": 2.5, "priority": "realtime", "compare": "true", "series_name": "needle", "iterations": 40}
+    properties = "".join(f'<property name="{name}" value="{value}"/>' for name, value in told.items())
+    texts = {"xml": f"<configuration>{properties}</configuration>", "json": json.dumps({"parameters": told})}
+    assert configure(texts[form]).request == Request(
+        deadline_s=2.5, priority="realtime", compare=True, series_name="needle", overrides={"iterations": "40"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("deadline", "0", "deadline: input should be greater than 0, not '0'"),
+        ("deadline", "nan", "deadline: "),
+        ("deadline", "soon", "deadline: input should be a valid number"),
+        ("priority", "now", "unknown priority 'now': known are realtime, inline, replay"),
+        ("compare", "perhaps", "compare: input should be a valid boolean"),
+        ("series_name", "a" * 65, "series_name: string should have at most 64 characters"),
+        ("series_name", "a\nb", "series_name: "),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused(name: str, value: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        configure(json.dumps({"parameters": {name: value}}))
+    assert told in str(caught.value)
+
+
 def test_what_gadgetron_sends_is_known_as_gadgetrons() -> None:
     properties = '<property name="peer" value="gadgetron"/><property name="method" value="cg_sense"/>'
     inner = f"<configuration>{properties}</configuration>"

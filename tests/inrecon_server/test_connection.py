@@ -14,6 +14,7 @@ from inrecon.frame import RawFrame
 from inrecon.simulate import SimulatedScan, simulate_scan
 from inrecon_server.connection import Connection, Patience
 from inrecon_server.job import Job, JobResult, Progress
+from inrecon_server.metrics import Metrics
 from inrecon_server.protocol import Close, ConfigFile, Header, Message, Parser, Text, serialise
 from inrecon_server.session import Session
 
@@ -64,6 +65,7 @@ async def connected(
             writer,
             session=session,
             workers=worker,
+            metrics=Metrics(),
             patience=patience,
             name="test",
             refusal=refusal,  # type: ignore[arg-type]
