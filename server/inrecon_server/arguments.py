@@ -103,6 +103,11 @@ def _add_send(parser: argparse.ArgumentParser) -> None:
     _add_raw(parser)
     parser.add_argument("-a", "--address", default="127.0.0.1", metavar="HOST", help="the server's (%(default)s)")
     parser.add_argument("-p", "--port", type=_port, default=9002, help="the server's (%(default)s)")
+    parser.add_argument(
+        "--tls-ca", type=Path, metavar="FILE.pem", help="by TLS, trusting this authority's certificates"
+    )
+    parser.add_argument("--tls-certificate", type=Path, metavar="FILE.pem", help="shown to a server that wants one")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE.pem", help="its key, if that is in a file of its own")
     parser.add_argument("-c", "--config", default="inr", help="name or text of a configuration (%(default)s)")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.h5", help="where the images go")
     parser.add_argument(

@@ -73,6 +73,7 @@ def _say(text: str) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from inrecon_server.logs import log_to_stderr
     from inrecon_server.server import serve
     from inrecon_server.settings import resolve
 
@@ -81,9 +82,7 @@ def _serve(options: argparse.Namespace) -> int:
     if settings.candidates is not None:
         _check_candidates(settings.candidates, used=settings.hyperparameters)
     with _stderr_to(settings.log_file):
-        logging.basicConfig(
-            level="DEBUG" if settings.verbose else "INFO", format="%(asctime)s %(levelname)-8s %(name)s: %(message)s"
-        )
+        log_to_stderr("DEBUG" if settings.verbose else "INFO", settings.log_format)
 
         def listening(host: str, port: int) -> None:
             log.info("settings: %s", ", ".join(resolved.lines()))
@@ -194,6 +193,7 @@ def _request(options: argparse.Namespace) -> Request:
 
 def _send(options: argparse.Namespace) -> int:
     from inrecon_server.client import ConnectionFailedError, send
+    from inrecon_server.door import client_tls
     from inrecon_server.files import open_raw, replacing, write_images
     from inrecon_server.protocol import Message, Text
 
@@ -201,6 +201,9 @@ def _send(options: argparse.Namespace) -> int:
         if isinstance(message, Text):
             _say(message.text)
 
+    if options.tls_ca is None and (options.tls_certificate or options.tls_key):
+        raise InreconError("--tls-certificate and --tls-key need --tls-ca")
+    tls = options.tls_ca and client_tls(options.tls_ca, options.tls_certificate, options.tls_key)
     with open_raw(options.raw, group=options.group) as raw, replacing(options.output, source=options.raw) as images:
         try:
             result = send(
@@ -210,6 +213,7 @@ def _send(options: argparse.Namespace) -> int:
                 port=options.port,
                 config=options.config,
                 timeout_s=options.timeout,
+                tls=tls,
                 on_answer=hear,
             )
         except ConnectionFailedError as error:

@@ -28,6 +28,7 @@ from inrecon_server.protocol import (
     ProtocolError,
     Response,
     State,
+    TooLarge,
     Truncated,
     serialise,
 )
@@ -48,14 +49,17 @@ _TCP_CLOSED = 7  # TCP_CLOSE of Linux' netinet/tcp.h, the first byte of TCP_INFO
 class Patience:
     """What a connection may cost.
 
-    `idle_s`: how long a peer may neither send nor take anything. `send_buffer_bytes`: how much may wait for the client
-    before its next frame is reconstructed. `waiting_frames`: how many may wait for the worker before the socket is
-    read on. After an error the client is heard out for at most `discard_s` and `discard_bytes`, and where its messages
-    cannot be told apart any more, until it is silent for `silence_s`. `linger_s`: how long to wait for it to hang up.
-    `progress_s`: after how long a client that waits for an image is told how far that is.
+    `idle_s`: how long a peer may neither send nor take anything. `scan_s` and `scan_bytes`: how long it may send, and
+    how much. `send_buffer_bytes`: how much may wait for the client before its next frame is reconstructed.
+    `waiting_frames`: how many may wait for the worker before the socket is read on. After an error the client is heard
+    out for at most `discard_s` and `discard_bytes`, and where its messages cannot be told apart any more, until it is
+    silent for `silence_s`. `linger_s`: how long to wait for it to hang up. `progress_s`: after how long a client that
+    waits for an image is told how far that is.
     """
 
     idle_s: float = 600.0
+    scan_s: float = 86_400.0
+    scan_bytes: int = 1 << 40
     send_buffer_bytes: int = 16 << 20
     waiting_frames: int = 2
     discard_s: float = 600.0
@@ -94,6 +98,7 @@ class Connection:
         self._refusal = refusal
         self._frames: asyncio.Queue[tuple[RawFrame, float] | None] = asyncio.Queue(patience.waiting_frames)
         self._outgoing: asyncio.Queue[tuple[bytes, Callable[[], None]] | None] = asyncio.Queue(1)
+        self._started = time.monotonic()
         self._received = 0
         self._last_bytes = b""
         self._failed = False
@@ -104,7 +109,7 @@ class Connection:
 
     async def run(self) -> None:
         """Serve the client until both sides are done; whatever happens, a client that still listens gets CLOSE."""
-        started, outcome = time.monotonic(), Outcome.FAILED
+        outcome = Outcome.FAILED
         self._metrics.started.inc()
         self._metrics.active.inc()
         try:
@@ -123,7 +128,8 @@ class Connection:
             self._writer.transport.abort()
             self._metrics.active.dec()
             self._metrics.ended.labels(self._session.configuration_name, outcome.value).inc()
-            seconds = time.monotonic() - started
+            self._session.close()
+            seconds = time.monotonic() - self._started
             log.info("%s: %s after %.1f s, %d bytes received", self._name, outcome.value, seconds, self._received)
 
     def _outcome(self) -> Outcome:
@@ -221,7 +227,13 @@ class Connection:
         """What came next; nothing at the end, or when a client whose scan has failed was heard for long enough."""
         if self._failed and (time.monotonic() > self._discard_until or self._received > self._discard_up_to):
             return b""
-        async with asyncio.timeout(self._patience.idle_s):
+        patience = self._patience
+        if not self._failed and (
+            time.monotonic() > self._started + patience.scan_s or self._received > patience.scan_bytes
+        ):
+            limit = f"{patience.scan_bytes / 2**30:.3g} GiB or {patience.scan_s:g} s"
+            raise TooLarge(f"the scan takes more than {limit}, the most that this server takes of one")
+        async with asyncio.timeout(patience.idle_s):
             data = await self._reader.read(_READ_BYTES)
         self._received += len(data)
         self._metrics.received_bytes.inc(len(data))
@@ -297,7 +309,11 @@ class Connection:
         self._writer.transport.set_write_buffer_limits(high=0)
         await self._drain()
         self._said_all = True
-        self._writer.write_eof()
+        self._end_writing()
+
+    def _end_writing(self) -> None:
+        if self._writer.can_write_eof():  # TLS cannot; there the client has CLOSE to go by
+            self._writer.write_eof()
 
     async def _drain(self) -> None:
         async with asyncio.timeout(self._patience.idle_s):
@@ -311,7 +327,7 @@ class Connection:
         self._writer.write((serialise(message) if message is not None else b"") + _CLOSE)
         with suppress(OSError):
             async with asyncio.timeout(self._patience.linger_s):
-                self._writer.write_eof()
+                self._end_writing()
                 while await self._reader.read(_READ_BYTES):
                     pass
 

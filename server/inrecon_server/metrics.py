@@ -61,6 +61,7 @@ class Metrics:
         )
         self.look_ups = Counter("look_ups", "Frames by the hyperparameter file that they got.", ["entry"], **made)
         self.queued = Gauge("frames_queued", "Frames that wait for a worker process.", **made)
+        self.at_work = Gauge("frames_at_work", "Frames that a worker process is at.", **made)
         self.workers_lost = Counter("workers_lost", "Worker processes that died or hung.", **made)
 
     def frame(self, reports: Iterable[Mapping[str, Any]], *, fallbacks: Iterable[str]) -> None:

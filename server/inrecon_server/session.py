@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ParamSpec
 
 from inrecon import __version__
-from inrecon.acquire import Accumulator, parse_header
+from inrecon.acquire import Accumulator, Memory, parse_header
 from inrecon.errors import InreconError
 from inrecon.events import Event, listening
 from inrecon.frame import RawFrame, Request
@@ -53,11 +53,13 @@ class Session:
         default_config: str | None = None,
         inline_tuning: InlineTuning | None = None,
         deadline_s: float | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self._hyperparameters = hyperparameters
         self._device = device
         self._inline_tuning = inline_tuning
         self._deadline_s = deadline_s
+        self._memory = memory
         self._default_config = default_config
         self._configuration: Configuration | None = None
         self._refused: InreconError | None = None
@@ -143,6 +145,11 @@ class Session:
         text = f"{self.images} images in {seconds:.1f} s{failed}; {self._accumulator.summary()}"
         yield Notice(level="INFO", text=text)
 
+    def close(self) -> None:
+        """Give up what is not finished, and the memory that it holds."""
+        if self._accumulator is not None:
+            self._accumulator.close()
+
     def tell(self, notice: Notice) -> Text | Error | None:
         """`notice` in the form that the peer understands; None if it must not be told."""
         if self._configuration is None or not self._configuration.from_gadgetron:
@@ -186,7 +193,7 @@ class Session:
 
     def _parse_header(self) -> None:
         if self._header is not None and self._accumulator is None and not self._is_null:
-            self._accumulator = Accumulator(parse_header(self._header))
+            self._accumulator = Accumulator(parse_header(self._header), memory=self._memory)
 
     def _add(self, acquisition: Acquisition) -> Iterator[Step]:
         if self._is_null:

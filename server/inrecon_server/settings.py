@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, FilePath, ValidationError, model_validator
+from pydantic.networks import IPvAnyNetwork
 
 from inrecon.errors import InreconError
 from inrecon.registry import did_you_mean
+from inrecon_server.logs import LogFormat
 
 ENVIRONMENT = "INRECON_"
 """The setting `port` is the environment variable ``INRECON_PORT``, its value written as in YAML."""
@@ -31,8 +33,13 @@ class ServerSettings(BaseModel):
     `hang_s` is ended and replaced. `hyperparameters` is a folder of files (None: the shipped ones), read anew for each
     scan. `default_config` runs where a client names a configuration that does not exist; without it, such a client is
     refused. `deadline_s` is for scans that ask for none. A scan of a protocol that no hyperparameter file is about is
-    searched on for `tune_seconds`, and what is found kept in `candidates`. Scans at work when the server is told to
-    stop have `shutdown_grace_s` to end. A client that neither sends nor takes anything for `idle_s` is let go.
+    searched on for `tune_seconds`, and what is found kept in `candidates`.
+
+    Clients may come from the networks in `allow` (all, if there is none), by TLS with `tls_certificate` and `tls_key`
+    (PEM), showing certificates of the authority in `tls_clients`. There are at most `max_connections`; the readouts of
+    all that wait for the end of their frames take `memory_gib` at most (half of the machine's memory), what one of them
+    sends `scan_gib` and `scan_s`. A client that neither sends nor takes anything for `idle_s` is let go. Scans at work
+    when the server is told to stop have `shutdown_grace_s` to end.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,16 +56,26 @@ class ServerSettings(BaseModel):
     deadline_s: float | None = Field(default=None, gt=0, le=86400)
     tune_seconds: float | None = Field(default=None, gt=0, le=86400)
     candidates: DirectoryPath | None = None
+    allow: tuple[IPvAnyNetwork, ...] = ()
+    tls_certificate: FilePath | None = None
+    tls_key: FilePath | None = None
+    tls_clients: FilePath | None = None
     max_connections: int = Field(default=16, ge=1, le=10_000)
+    memory_gib: float | None = Field(default=None, gt=0, le=1e6)
+    scan_gib: float = Field(default=1024.0, gt=0, le=1e9)
+    scan_s: float = Field(default=86_400.0, gt=0, le=1e9)
     idle_s: float = Field(default=600.0, gt=0, le=1e6)
-    shutdown_grace_s: float = Field(default=5.0, ge=0, le=1e6)
+    shutdown_grace_s: float = Field(default=30.0, ge=0, le=1e6)
     log_file: Path | None = None
+    log_format: LogFormat = "text"
     verbose: bool = False
 
     @model_validator(mode="after")
     def _together(self) -> Self:
         if (self.tune_seconds is None) != (self.candidates is None):
             raise ValueError("tune_seconds and candidates go together")
+        if self.tls_certificate is None and (self.tls_key or self.tls_clients):
+            raise ValueError("tls_key and tls_clients need a tls_certificate")
         return self
 
 

@@ -21,6 +21,7 @@ from inrecon.errors import InreconError, UnknownName
 from inrecon.events import Event, FitProgressed, listening
 from inrecon.frame import PRIORITIES, Priority
 from inrecon_server.job import Job, JobResult, run_job
+from inrecon_server.logs import LogFormat, log_to_stderr
 from inrecon_server.notices import Notice
 
 log = logging.getLogger(__name__)
@@ -63,9 +64,9 @@ def _end_with(parent: BaseProcess) -> None:
     os._exit(1)
 
 
-def _work(connection: Connection, number: int, device: str, log_level: int) -> None:
+def _work(connection: Connection, number: int, device: str, log_level: int, log_format: LogFormat) -> None:
     """What a worker process does: gets ready, then one job after the other."""
-    logging.basicConfig(level=log_level, format="%(asctime)s %(levelname)-8s %(name)s: %(message)s")
+    log_to_stderr(log_level, log_format)
     follow_parent()
     connection.send(_warm_up(number, device))
     pulse = _Pulse(connection)
@@ -123,13 +124,13 @@ OnBeat = Callable[[Beat], None]
 class _Process:
     """One worker process; `ready` is what it said of its device, once it has, and `usable` that it can take jobs."""
 
-    def __init__(self, number: int, device: str) -> None:
+    def __init__(self, number: int, device: str, log_format: LogFormat) -> None:
         self.number = number
         self._loop = asyncio.get_running_loop()
         context = multiprocessing.get_context("spawn")
         self._connection, far_end = context.Pipe()
         level = logging.getLogger().getEffectiveLevel()
-        self._process = context.Process(target=_work, args=(far_end, number, device, level), daemon=True)
+        self._process = context.Process(target=_work, args=(far_end, number, device, level, log_format), daemon=True)
         self._process.start()
         far_end.close()  # so that the end of the process is the end of the pipe
         self.ready: asyncio.Future[Warm] = self._loop.create_future()
@@ -210,11 +211,18 @@ class Workers:
     """
 
     def __init__(
-        self, *, device: str, count: int = 1, hang_s: float = HANG_S, on_lost: Callable[[], None] = lambda: None
+        self,
+        *,
+        device: str,
+        count: int = 1,
+        hang_s: float = HANG_S,
+        log_format: LogFormat = "text",
+        on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         self.device = device
         self._count = count
         self._hang_s = hang_s
+        self._log_format = log_format
         self._on_lost = on_lost
         self._processes: list[_Process] = []
         self._free: list[_Process] = []
@@ -227,6 +235,11 @@ class Workers:
     def queued(self) -> int:
         """Jobs that wait for their turn."""
         return sum(not turn.done() for *_, turn in self._waiting)
+
+    @property
+    def at_work(self) -> int:
+        """Jobs that have their turn."""
+        return len(self._processes) - len(self._free)
 
     @property
     def usable(self) -> bool:
@@ -311,7 +324,7 @@ class Workers:
         self._free.append(process)
 
     def _add(self, number: int) -> _Process:
-        process = _Process(number, self.device)
+        process = _Process(number, self.device, self._log_format)
         self._processes.append(process)
         return process
 

@@ -8,8 +8,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +31,7 @@ from inrecon_server.settings import ServerSettings
 
 logging.basicConfig(level="INFO")
 patience = Patience(idle_s=30.0, silence_s=0.3, linger_s=1.0, send_buffer_bytes=1 << 16)
-settings = ServerSettings(port=0, http_port=0, device="cpu", shutdown_grace_s=0.2, **json.loads(sys.argv[1]))
+settings = ServerSettings(**{"port": 0, "http_port": 0, "device": "cpu", "shutdown_grace_s": 0.2, **json.loads(sys.argv[1])})
 serve(settings, patience=patience, on_listening=lambda host, port: print(port, flush=True))
 """
 
@@ -46,6 +48,25 @@ class RunningServer:
     def log(self) -> str:
         """All that it has logged."""
         return self.log_file.read_text()
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and text of what it tells over HTTP."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def figures(self) -> dict[str, float]:
+        """Its metrics."""
+        status, text = self.get("/metrics")
+        assert status == 200
+        samples = (line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
+        return {name: float(value) for name, value in samples}
+
+    def figure(self, name: str) -> float:
+        """One of its metrics."""
+        return self.figures()[name]
 
     def worker(self) -> int:
         """The process id of the worker: the child that Python's spawn started."""
@@ -67,6 +88,10 @@ class RunningServer:
             if hang_up:
                 connection.shutdown(socket.SHUT_WR)
             return read_all(connection)
+
+    def hear(self, connection: socket.socket) -> list[Message]:
+        """All that it says on `connection`, up to CLOSE."""
+        return read_all(connection)
 
     def send(self, scan: SimulatedScan, *, config: str = "cg_sense", parameters: str | None = None) -> ClientResult:
         return send(scan.header, scan.acquisitions, port=self.port, config=config, parameters=parameters, timeout_s=30)
@@ -109,6 +134,15 @@ def _running(**settings: object) -> Iterator[RunningServer]:
             process.wait(timeout=20)
             process.stdout.close()
             sys.stderr.write(log.read_text())
+
+
+RunServer = Callable[..., AbstractContextManager[RunningServer]]
+
+
+@pytest.fixture(scope="session")
+def run_server() -> RunServer:
+    """Start a server with the settings given by name, as a context."""
+    return _running
 
 
 @pytest.fixture(scope="session")

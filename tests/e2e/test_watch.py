@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import urllib.error
-import urllib.request
 from typing import TYPE_CHECKING
 
 from inrecon.simulate import SimulatedScan
@@ -14,26 +12,11 @@ if TYPE_CHECKING:
     from conftest import RunningServer
 
 
-def get(server: RunningServer, path: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.http_port}{path}", timeout=10) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-
-
-def figures(server: RunningServer) -> dict[str, float]:
-    status, text = get(server, "/metrics")
-    assert status == 200
-    samples = (line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
-    return {name: float(value) for name, value in samples}
-
-
 def test_health_and_readiness_are_told(own_server: RunningServer, scan: SimulatedScan) -> None:
-    assert get(own_server, "/healthz") == (200, "ok\n")
-    assert get(own_server, "/nowhere")[0] == 404
+    assert own_server.get("/healthz") == (200, "ok\n")
+    assert own_server.get("/nowhere")[0] == 404
     assert own_server.send(scan).images
-    assert get(own_server, "/readyz") == (200, "ready\n")
+    assert own_server.get("/readyz") == (200, "ready\n")
 
 
 def test_scans_are_counted_and_timed(own_server: RunningServer, scan: SimulatedScan) -> None:
@@ -46,7 +29,7 @@ def test_scans_are_counted_and_timed(own_server: RunningServer, scan: SimulatedS
     late = own_server.send(scan, parameters='{"parameters": {"deadline": 1e-6}}')
     assert any("after its deadline" in text for text in late.texts)
 
-    found = figures(own_server)
+    found = own_server.figures()
     assert found["inrecon_sessions_started_total"] == 5
     ended = {labels: count for labels, count in found.items() if labels.startswith("inrecon_sessions_ended_total")}
     assert sum(ended.values()) + found["inrecon_sessions_active"] == 5
@@ -91,7 +74,7 @@ def test_nothing_of_the_patient_is_in_logs_metrics_texts_or_images(
         said = "".join(a.text for a in answers if isinstance(a, Text))
         images = [a.attribute_string for a in answers if hasattr(a, "attribute_string")]
         assert len(images) == (config == "cg_sense")
-        for text in (said, *images, get(own_server, "/metrics")[1], own_server.log()):
+        for text in (said, *images, own_server.get("/metrics")[1], own_server.log()):
             assert not [secret for secret in SECRETS if secret in text]
     broken = own_server.answers(ConfigFile("cg_sense"), Header(header[:-40]), Close())
     assert not [s for s in SECRETS if any(s in a.text for a in broken if isinstance(a, Text))]

@@ -1,6 +1,7 @@
 """XML header to `Scan`; acquisitions to `RawFrame`. No torch: this runs where readouts are collected."""
 
 from inrecon.acquire.accumulate import Accumulator
+from inrecon.acquire.buffers import Memory
 from inrecon.acquire.frames import raw_frames
 from inrecon.acquire.header import parse_header
 from inrecon.acquire.scan import Encoding, Limits, NotCartesian, Scan
@@ -11,6 +12,7 @@ __all__ = [
     "Accumulator",
     "Encoding",
     "Limits",
+    "Memory",
     "NotCartesian",
     "Scan",
     "Summary",

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import ismrmrd
 
-from inrecon.acquire.buffers import Budget, CalibrationStore, Line, NoiseSum
+from inrecon.acquire.buffers import Budget, CalibrationStore, Line, Memory, NoiseSum
 from inrecon.acquire.pending import History, OpenFrame
 from inrecon.acquire.readout import (
     CALIBRATION,
@@ -45,13 +45,14 @@ class Accumulator:
     that count nothing want it. Unless a flag of its own ends it, a new frame of fewer than half the lines of the one
     before is taken to be stragglers of that one and left out. Averages that come late are images of their own; frames
     after them wait for as many. All this is announced (`Warned`), as is everything else that is left out, once a
-    kind; `summary` counts them.
+    kind; `summary` counts them. Its buffers hold at most `limit_bytes`, and what `memory` lends, which all scans of a
+    process may share.
     """
 
-    def __init__(self, scan: Scan, *, limit_bytes: int = FRAME_BYTES_LIMIT) -> None:
+    def __init__(self, scan: Scan, *, limit_bytes: int = FRAME_BYTES_LIMIT, memory: Memory | None = None) -> None:
         self._scan = scan
         self._limit_bytes = limit_bytes
-        self._budget = Budget(limit_bytes)
+        self._budget = Budget(limit_bytes, memory=memory)
         self._open: dict[Key, OpenFrame] = {}
         self._current: Key | None = None
         self._history = History()
@@ -97,6 +98,10 @@ class Accumulator:
                 "slice was not imaged",
             )
         return done
+
+    def close(self) -> None:
+        """Give up what is not finished, and the memory that it holds."""
+        self._budget.close()
 
     def summary(self) -> Summary:
         """Counts so far."""

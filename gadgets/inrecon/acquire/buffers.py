@@ -1,5 +1,6 @@
 """Where readouts wait until their frame is complete."""
 
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -15,11 +16,36 @@ from inrecon.frame import Complex, Key, Noise, Readouts
 Line = tuple[int, int]
 
 
-class Budget:
-    """Bytes that all buffers of a scan may hold together."""
+class Memory:
+    """Bytes that the buffers of all scans of a process may hold together, whatever thread they are filled in."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._held = 0
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> None:
+        """Set `size` bytes aside; raises `InvalidFrame` if that is more than is left."""
+        with self._lock:
+            if self._held + size > self._limit:
+                raise InvalidFrame(
+                    f"the scans that are being received hold {self._held / 2**30:.3g} GiB of the "
+                    f"{self._limit / 2**30:.3g} GiB that there are for readouts: try again later"
+                )
+            self._held += size
+
+    def give_back(self, size: int) -> None:
+        """End of a loan."""
+        with self._lock:
+            self._held -= size
+
+
+class Budget:
+    """Bytes that all buffers of a scan may hold together, and lent by `memory` if that is given."""
+
+    def __init__(self, limit: int, *, memory: Memory | None = None) -> None:
+        self._limit = limit
+        self._memory = memory
         self._held = 0
 
     def take(self, size: int) -> None:
@@ -29,11 +55,19 @@ class Budget:
                 f"readouts that wait for the end of their frames need more than {self._limit / 2**30:.3g} GiB; "
                 "LAST_IN_SLICE or LAST_IN_REPETITION on the last readout of each frame frees them earlier"
             )
+        if self._memory is not None:
+            self._memory.take(size)
         self._held += size
 
     def give_back(self, size: int) -> None:
         """End of a loan."""
         self._held -= size
+        if self._memory is not None:
+            self._memory.give_back(size)
+
+    def close(self) -> None:
+        """End of all loans, with the scan."""
+        self.give_back(self._held)
 
 
 class LineBuffer:
