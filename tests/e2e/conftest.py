@@ -31,7 +31,8 @@ from inrecon_server.settings import ServerSettings
 
 logging.basicConfig(level="INFO")
 patience = Patience(idle_s=30.0, silence_s=0.3, linger_s=1.0, send_buffer_bytes=1 << 16)
-settings = ServerSettings(**{"port": 0, "http_port": 0, "device": "cpu", "shutdown_grace_s": 0.2, **json.loads(sys.argv[1])})
+usual = {"port": 0, "http_port": 0, "device": "cpu", "shutdown_grace_s": 0.2}
+settings = ServerSettings(**{**usual, **json.loads(sys.argv[1])})
 serve(settings, patience=patience, on_listening=lambda host, port: print(port, flush=True))
 """
 
