@@ -10,6 +10,7 @@ import pickle
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from inrecon_server.protocol import serialise
 
 if TYPE_CHECKING:
     from inrecon.hyperparams import HyperparameterFiles
+    from inrecon.hyperparams.snapshot import State
     from inrecon.stream import Result
 
 log = logging.getLogger(__name__)
@@ -201,7 +203,8 @@ def give_back_memory() -> None:
 def _hyperparameters(job: Job) -> tuple[HyperparameterFiles, Progress, bytes | None]:
     """The files as they were at the scan's first job, whatever has become of them since, and what was tuned then; and
     the files by themselves, if they were read just now and can be used."""
-    from inrecon.hyperparams import HyperparameterFiles  # its check of the methods' fields imports torch
+    # The check of the methods' fields imports torch.
+    from inrecon.hyperparams.snapshot import shipped_folder, state_of
 
     known, space = job.progress, job.raw.key.encoding_space
     last_good: bytes | None = None
@@ -209,8 +212,8 @@ def _hyperparameters(job: Job) -> tuple[HyperparameterFiles, Progress, bytes | N
         files = pickle.loads(known.hyperparameters)  # noqa: S301  pickled here, in our own process
     else:
         try:
-            files = HyperparameterFiles.load(job.hyperparameters)
-            last_good = pickle.dumps(files)
+            folder = job.hyperparameters or shipped_folder()
+            files, last_good = _loaded(folder, state_of(folder))
         except (InvalidProtocolFile, NoHyperparameters) as error:
             if job.last_good is None:
                 raise
@@ -234,6 +237,16 @@ def _hyperparameters(job: Job) -> tuple[HyperparameterFiles, Progress, bytes | N
     elif known.hyperparameters is not None:
         return files, known, last_good
     return files, replace(known, hyperparameters=pickle.dumps(files), tuned=tuned), last_good
+
+
+@lru_cache(maxsize=4)
+def _loaded(folder: Path, state: State) -> tuple[HyperparameterFiles, bytes]:
+    """The files of `folder`, and the same pickled: read once for each of its states."""
+    from inrecon.hyperparams import HyperparameterFiles
+
+    del state
+    files = HyperparameterFiles.load(folder)
+    return files, pickle.dumps(files)
 
 
 def _in_words(error: BaseException) -> str:
