@@ -104,7 +104,7 @@ class Connection:
         self._failed = False
         self._discard_until = 0.0
         self._discard_up_to = 0
-        self._closing = False
+        self._sender_ended = asyncio.Event()
         self._said_all = False
 
     async def run(self) -> None:
@@ -171,9 +171,7 @@ class Connection:
         await self._frames.put(None)
         while await self._reader.read(_READ_BYTES):
             pass
-        if not self._closing:
-            # Only words tell a client that listens on from one that is gone: that one's machine resets the connection.
-            await self._say(Notice(level="INFO", text="the sender has ended its side; what is owed still comes"))
+        self._sender_ended.set()
 
     async def _messages(self) -> AsyncIterator[Message]:
         """The client's messages, CLOSE the last; raises `ProtocolError` where they make no sense or end without it."""
@@ -262,7 +260,6 @@ class Connection:
                 await self._say(Notice(level="WARNING", text=f"an image comes {late_s:.2f} s after its deadline"))
             for image in result.images:
                 await self._send(image, on_sent=partial(self._image_sent, complete_at))
-        self._closing = True
         for notice in self._session.summary():
             await self._say(notice)
         await self._send(_CLOSE)
@@ -282,13 +279,19 @@ class Connection:
             telling.cancel()
 
     async def _tell_progress(self, beats: Sequence[Beat]) -> None:
-        while True:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._sender_ended.wait(), self._patience.progress_s)
+            self._sender_ended.clear()
+            # Only words tell a client that listens on from one that is gone, whose machine resets the connection.
+            await self._say(Notice(level="INFO", text="the sender has ended its side; what is owed still comes"))
             await asyncio.sleep(self._patience.progress_s)
+        while True:
             text = "a frame waits for its turn"
             if beats:
                 iteration, iterations = beats[-1].iteration, beats[-1].iterations
                 text = f"a frame is at iteration {iteration} of {iterations}" if iterations else "a frame is at work"
             await self._say(Notice(level="INFO", text=text))
+            await asyncio.sleep(self._patience.progress_s)
 
     async def _say(self, notice: Notice) -> None:
         log.log(logging.getLevelNamesMapping()[notice.level], "%s: %s", self._name, notice.text)
