@@ -116,6 +116,14 @@ def test_a_chain_of_other_peoples_gadgets_is_refused() -> None:
         configure("<configuration><stream><gadget><name>FFT</name></gadget></stream></configuration>")
 
 
+def test_a_namespace_changes_nothing() -> None:
+    gadgetrons = 'xmlns="http://gadgetron.sf.net/gadgetron"'
+    with pytest.raises(ConfigError, match="Gadgetron's own gadgets"):
+        configure(f"<configuration {gadgetrons}><gadget><name>FFT</name></gadget></configuration>")
+    ours = f'<configuration {gadgetrons}><property name="method" value="cg_sense"/></configuration>'
+    assert configure(ours).request == Request(method="cg_sense")
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
