@@ -70,6 +70,13 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where that is kept, for a person to look at",
     )
+    parser.add_argument(
+        "--state",
+        type=_folder,
+        metavar="DIR",
+        dest="state_folder",
+        help="keep the noise of noise scans there, so that a restart does not lose it",
+    )
     parser.add_argument("-v", "--verbose", action="store_true", default=None, help="log more")
     parser.add_argument(
         "-l", "--logfile", type=Path, metavar="FILE", dest="log_file", help="log to the end of FILE instead of stderr"

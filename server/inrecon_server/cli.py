@@ -81,6 +81,8 @@ def _serve(options: argparse.Namespace) -> int:
     settings = resolved.settings
     if settings.candidates is not None:
         _check_candidates(settings.candidates, used=settings.hyperparameters)
+    if settings.state_folder is not None:
+        TemporaryFile(dir=settings.state_folder).close()  # told now rather than when a scan's noise is lost
     with _stderr_to(settings.log_file):
         log_to_stderr("DEBUG" if settings.verbose else "INFO", settings.log_format)
 
@@ -180,7 +182,7 @@ def _request(options: argparse.Namespace) -> Request:
     from inrecon_server.config import configure
 
     configuration = configure(options.config)
-    if configuration.is_null and options.method is None:
+    if (configuration.is_null or configuration.keeps_noise_only) and options.method is None:
         raise ConfigError(f"the configuration {configuration.name!r} makes no images")
     if configuration.ignored:
         _warn(f"unknown parameters are ignored: {', '.join(configuration.ignored)}")
