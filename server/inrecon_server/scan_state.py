@@ -81,7 +81,8 @@ class ScanState:
                 yield _warning(f"the noise is kept by this server alone: {error}")
 
     def noise_for(self, scan: Scan) -> Noise:
-        """The noise of the first measurement that `scan` depends on and that is known; raises `NoiseNotFound`."""
+        """The noise of the first measurement that `scan` depends on and that is known; raises `NoiseNotFound`, as it
+        does where `scan` depends on none."""
         return self._find(scan.noise_dependencies[:_MOST_DEPENDENCIES], scan)
 
     def noise_of(self, measurement_id: str) -> Noise:

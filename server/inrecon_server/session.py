@@ -78,7 +78,7 @@ class Session:
         self._state = state or ScanState()
         self._scan: Scan | None = None
         self._accumulator: Accumulator | None = None
-        self._of_kept_noise: Notice | None = None
+        self._kept_noise: Noise | None = None
         self._not_noise = 0
         self._settled = False
         self._progress = Progress()
@@ -223,23 +223,16 @@ class Session:
     def _parse_header(self) -> None:
         if self._header is not None and self._accumulator is None and not self._is_null:
             self._scan = parse_header(self._header)
-            self._accumulator = Accumulator(
-                self._scan, kept_noise=self._noise_of_dependencies(self._scan), memory=self._memory
-            )
+            kept_noise = self._noise_for(self._scan)
+            self._accumulator = Accumulator(self._scan, kept_noise=kept_noise, memory=self._memory)
 
-    def _noise_of_dependencies(self, scan: Scan) -> Noise | None:
-        """Noise that was kept for `scan`; what to say of it waits for the first frame, which may have its own."""
-        if not scan.noise_dependencies:
-            return None
+    def _noise_for(self, scan: Scan) -> Noise | str:
+        """What is kept of the noise that `scan` names, or why there is nothing."""
         try:
-            noise = self._state.noise_for(scan)
+            self._kept_noise = self._state.noise_for(scan)
         except NoiseNotFound as error:
-            text = f"{error}; noise is estimated from the data instead"
-            self._of_kept_noise = Notice(level="WARNING", text=text)
-            return None
-        text = f"the noise of an earlier measurement is used: {noise.samples} samples"
-        self._of_kept_noise = Notice(level="INFO", text=text)
-        return noise
+            return str(error)
+        return self._kept_noise
 
     def _keep_noise(self, accumulator: Accumulator, scan: Scan) -> Iterator[Notice]:
         noise = accumulator.noise
@@ -273,11 +266,11 @@ class Session:
 
         with listening(hear):
             frames = collect(*args, **kwargs)
-        if frames and self._of_kept_noise is not None:
-            notice, self._of_kept_noise = self._of_kept_noise, None
-            own = self._accumulator is not None and self._accumulator.noise is not None
-            if not own and (notice.level == "WARNING" or frames[0].noise is not None):
-                notices.append(notice)
+        if frames and self._kept_noise is not None:
+            kept, self._kept_noise = self._kept_noise, None
+            if frames[0].noise is not None and self._accumulator is not None and self._accumulator.noise is None:
+                text = f"the noise of an earlier measurement is used: {kept.samples} samples"
+                notices.append(Notice(level="INFO", text=text))
         yield from notices
         yield from frames
 

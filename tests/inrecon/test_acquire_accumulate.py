@@ -101,8 +101,9 @@ def assert_same(one, other):
 
 
 def labelled_scan(labels):
-    """A scan whose coils have these letters for names, a space for none."""
-    return dataclasses.replace(scan(), coil_labels=tuple(letter.strip() for letter in labels))
+    """A scan that depends on a noise measurement and whose coils have these letters for names, a space for none."""
+    named = tuple(letter.strip() for letter in labels)
+    return dataclasses.replace(scan(), coil_labels=named, noise_dependencies=("m",))
 
 
 def kept_noise(coils, *, labels=""):
@@ -361,7 +362,7 @@ class TestNotImaging:
 
     def test_kept_noise_is_used_where_the_scan_has_none(self):
         kept = kept_noise(COILS)
-        frame = only(run(scan(), lines_of_a_frame(), kept_noise=kept))
+        frame = only(run(labelled_scan(""), lines_of_a_frame(), kept_noise=kept))
         np.testing.assert_array_equal(frame.noise.covariance, kept.covariance)
         assert (frame.noise.samples, frame.noise.sample_time_us, frame.noise.relative_bandwidth) == (99, 7.0, 0.9)
         assert_same(frame, only(run(scan(), lines_of_a_frame())))
@@ -369,10 +370,23 @@ class TestNotImaging:
     def test_noise_readouts_of_the_scan_itself_win(self):
         own = readout(random_data(1), flags=[ismrmrd.ACQ_IS_NOISE_MEASUREMENT])
         with_kept, without = (
-            only(run(scan(), [own, *lines_of_a_frame()], kept_noise=kept)).noise for kept in (kept_noise(COILS), None)
+            only(run(labelled_scan(""), [own, *lines_of_a_frame()], kept_noise=kept)).noise
+            for kept in (kept_noise(COILS), "there is none")
         )
         np.testing.assert_array_equal(with_kept.covariance, without.covariance)
         assert (with_kept.samples, with_kept.sample_time_us) == (without.samples, without.sample_time_us)
+
+    def test_a_noise_measurement_that_is_missing_is_told_where_the_header_names_one(self):
+        own = readout(random_data(1), flags=[ismrmrd.ACQ_IS_NOISE_MEASUREMENT])
+        for readouts, options, told in (
+            (lines_of_a_frame(), {}, ["the noise measurement that was named is not at hand; noise is estimated"]),
+            (lines_of_a_frame(), {"kept_noise": "too old"}, ["too old; noise is estimated from the data instead"]),
+            ([own, *lines_of_a_frame()], {}, []),
+        ):
+            _, texts = warnings_of(labelled_scan(""), readouts, **options)
+            assert len(texts) == len(told)
+            assert all(text.startswith(start) for text, start in zip(texts, told, strict=True))
+        assert warnings_of(scan(), lines_of_a_frame(), kept_noise="too old")[1] == []
 
     def test_own_noise_names_the_coils_of_the_header(self):
         labelled = dataclasses.replace(scan(), coil_labels=("a", "b", "c"))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import ismrmrd
 
 from inrecon.acquire.buffers import Budget, CalibrationStore, Line, Memory, NoiseSum
-from inrecon.acquire.kept_noise import noise_for_coils
+from inrecon.acquire.kept_noise import NOT_AT_HAND, noise_for
 from inrecon.acquire.pending import History, OpenFrame
 from inrecon.acquire.readout import (
     CALIBRATION,
@@ -49,14 +49,15 @@ class Accumulator:
     kind; `summary` counts them. Its buffers hold at most `limit_bytes`, and what `memory` lends, which all scans of a
     process may share.
 
-    `kept_noise` is what an earlier measurement told of the noise, for a scan that has no noise readouts of its own.
+    `kept_noise` is the noise of an earlier measurement that the header names, for a scan that has no noise readouts of
+    its own; or a text that says why it is missing.
     """
 
     def __init__(
         self,
         scan: Scan,
         *,
-        kept_noise: Noise | None = None,
+        kept_noise: Noise | str = NOT_AT_HAND,
         limit_bytes: int = FRAME_BYTES_LIMIT,
         memory: Memory | None = None,
     ) -> None:
@@ -69,7 +70,7 @@ class Accumulator:
         self._averages: dict[int, int] = {}
         self._calibration = CalibrationStore(self._budget)
         self._noise = NoiseSum(scan.relative_bandwidth, coil_labels=scan.coil_labels)
-        self._kept_noise = kept_noise
+        self._kept_noise = kept_noise if scan.noise_dependencies else None
         self._channels: int | None = None
         self._taken: Counter[str] = Counter()
         self._skipped: Counter[str] = Counter()
@@ -265,16 +266,8 @@ class Accumulator:
         )
 
     def _noise_of(self, coils: int) -> Noise | None:
-        own = self.noise
-        if own is not None and len(own.covariance) != coils:
-            self._warn(
-                "noise", f"noise readouts of {len(own.covariance)} channels do not fit data of {coils}; not used"
-            )
-            return None
-        if own is not None or self._kept_noise is None:
-            return own
         try:
-            return noise_for_coils(self._kept_noise, self._scan.coil_labels, coils=coils)
+            return noise_for(self.noise, self._kept_noise, self._scan.coil_labels, coils=coils)
         except InvalidFrame as error:
             self._warn("noise", f"{error}; noise is estimated from the data instead")
             return None

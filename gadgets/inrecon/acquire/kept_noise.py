@@ -1,4 +1,4 @@
-"""Noise that another measurement told, for the coils of this one."""
+"""The noise of a scan: what its own readouts told, or another measurement."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,13 +8,29 @@ import numpy as np
 from inrecon.errors import InvalidFrame
 from inrecon.frame import Noise
 
+NOT_AT_HAND = "the noise measurement that was named is not at hand"
 
-def noise_for_coils(noise: Noise, labels: Sequence[str], *, coils: int) -> Noise:
-    """`noise` of the `coils` channels of a scan whose header names them by `labels`, in their order.
+
+def noise_for(own: Noise | None, kept: Noise | str | None, labels: Sequence[str], *, coils: int) -> Noise | None:
+    """The noise of data of `coils` channels that the header names by `labels`; None if nobody measured it.
+
+    `own` is of the scan's own readouts and comes before `kept`, which is of another measurement, or says why it is
+    missing. Raises `InvalidFrame` if it is, or if what there is was not measured with these coils.
+    """
+    if own is not None:
+        if len(own.covariance) != coils:
+            raise InvalidFrame(f"noise readouts of {len(own.covariance)} channels do not fit data of {coils}")
+        return own
+    if isinstance(kept, str):
+        raise InvalidFrame(kept)
+    return None if kept is None else _of_coils(kept, labels, coils=coils)
+
+
+def _of_coils(noise: Noise, labels: Sequence[str], *, coils: int) -> Noise:
+    """`noise` of these coils in their order.
 
     Where both sides name each of their coils, and no two alike, names decide: coils are put into the scan's order, and
-    those that it does not use are left out. Otherwise coils are taken in the order that they have. Raises
-    `InvalidFrame` if names, or numbers where names do not tell, say that the coils are not the same.
+    those that it does not use are left out. Otherwise coils are taken in the order that they have.
     """
     known = noise.coil_labels
     if _tell(known, len(noise.covariance)) and _tell(labels, coils):
