@@ -116,7 +116,7 @@ def _add_send(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tls-certificate", type=Path, metavar="FILE.pem", help="shown to a server that wants one")
     parser.add_argument("--tls-key", type=Path, metavar="FILE.pem", help="its key, if that is in a file of its own")
     parser.add_argument("-c", "--config", default="inr", help="name or text of a configuration (%(default)s)")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.h5", help="where the images go")
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT.h5", help="where the images go, if there are any")
     parser.add_argument(
         "--timeout",
         type=_seconds,

@@ -70,7 +70,8 @@ class ScanState:
             while len(self._in_memory) > IN_MEMORY:
                 self._in_memory.popitem(last=False)
         kept = f"{len(noise.covariance)} channels, {noise.samples} samples"
-        yield Notice(level="INFO", text=f"the noise ({kept}) is kept {self._hours:g} h for scans that name this one")
+        text = f"the noise ({kept}) is kept for scans that name this one, {self._hours:g} h at most"
+        yield Notice(level="INFO", text=text)
         if self._folder is not None:
             yield from self._write(self._folder / f"{name}{_SUFFIX}", blob)
         if self._storage is not None:

@@ -236,6 +236,8 @@ class Session:
 
     def _keep_noise(self, accumulator: Accumulator, scan: Scan) -> Iterator[Notice]:
         noise = accumulator.noise
+        if noise is None and self._keeps_noise_only:
+            yield Notice(level="WARNING", text="there were no noise readouts: nothing is kept")
         # A scan that has its own noise need not be named by another one.
         if noise is not None and (scan.measurement_id is not None or not accumulator.summary().imaging):
             yield from self._state.keep(noise, scan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import json
 import os
@@ -23,7 +24,8 @@ import numpy as np
 import pytest
 from ismrmrd import ACQ_IS_NOISE_MEASUREMENT, Acquisition, Meta
 
-from inrecon.simulate import SimulatedScan, simulate_scan
+from inrecon.simulate import SimulatedScan, simulate_scan, write_ismrmrd
+from inrecon_server.cli import main
 from inrecon_server.client import ClientResult, send
 from inrecon_server.protocol import Close, ConfigText, DependencyQuery, Image, Query
 
@@ -138,11 +140,26 @@ def test_a_dependent_scan_has_the_image_that_it_has_with_its_noise_inline(
     assert "the noise of an earlier measurement is used: 2048 samples" in told(result, "INFO")
 
 
+def test_the_command_sends_a_noise_scan(
+    server: RunningServer,
+    scan: SimulatedScan,
+    inline: Image,
+    name: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    measured = dataclasses.replace(scan, header=header(scan, name), acquisitions=tuple(noise_of(scan)))
+    write_ismrmrd(tmp_path / "noise.h5", measured)
+    assert main(["send", str(tmp_path / "noise.h5"), "-p", str(server.port), "-c", NOISE]) == 0
+    assert "is kept for scans that name this one" in capsys.readouterr().out
+    assert_whitened_as(send_dependent(server, scan, name), inline)
+
+
 def test_noise_readouts_among_imaging_ones_are_kept_too(
     server: RunningServer, scan: SimulatedScan, inline: Image, name: str
 ) -> None:
     result = ask(server, header(scan, name), scan.acquisitions)
-    assert [text for text in told(result, "INFO") if "is kept 48 h" in text]
+    assert [text for text in told(result, "INFO") if "48 h at most" in text]
     assert_whitened_as(result, inline)
     assert_whitened_as(send_dependent(server, scan, name), inline)
 
@@ -167,7 +184,7 @@ def test_a_noise_scan_makes_no_image_even_of_imaging_readouts(
     assert result.images == []
     start, kept, summary = told(result, "INFO")
     assert start.endswith("noise is kept for later scans, no images are made")
-    assert "is kept 48 h for scans that name this one" in kept
+    assert "is kept for scans that name this one" in kept
     assert f"{len(imaging_of(scan))} that are not noise" in summary
 
 
@@ -599,7 +616,7 @@ def test_nothing_tells_of_the_patient(run_server: RunServer, scan: SimulatedScan
         with urlopen(f"http://127.0.0.1:{server.http_port}/metrics") as metrics:
             heard.append(metrics.read().decode())
         log = server.log()
-    for event in ("cannot be reached", "is damaged", "is not known here", "is kept 48 h", "channels, the scan 2"):
+    for event in ("cannot be reached", "is damaged", "is not known here", "48 h at most", "channels, the scan 2"):
         assert [text for text in heard if event in text], event
     files = list(folder.iterdir())
     assert len(files) == 2

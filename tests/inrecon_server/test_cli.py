@@ -81,6 +81,8 @@ def one_line(text: str) -> str:
         ("replay raw.h5 -o out.h5 --hyperparameters empty", "no hyperparameter files"),
         ("replay radial.h5 -o out.h5", "(?i)radial"),
         ("send missing.h5 -o out.h5", "no file missing.h5"),
+        ("send raw.h5", "images need an --output"),
+        ("send raw.h5 -o out.h5 -c default_measurement_dependencies", "makes no images for --output"),
         ("send raw.h5 -o raw.h5", "raw.h5 is the input"),
         ("send raw.h5 -o out.h5 -p 70000", "a port is a number"),
         ("send raw.h5 -o out.h5 --timeout 0", "seconds above 0"),

@@ -36,7 +36,7 @@ def test_the_latest_word_on_a_measurement_counts(tmp_path: Path) -> None:
     for state in (ScanState(), ScanState(folder=tmp_path)):
         for value in (1.0, 2.0):
             assert texts(state, noise(value), scan("a")) == [
-                "INFO the noise (2 channels, 10 samples) is kept 48 h for scans that name this one"
+                "INFO the noise (2 channels, 10 samples) is kept for scans that name this one, 48 h at most"
             ]
         assert level(state.noise_of("a")) == level(state.noise_for(scan("b", "a"))) == 2.0
     assert level(ScanState(folder=tmp_path).noise_of("a")) == 2.0

@@ -217,6 +217,11 @@ def test_noise_of_a_scan_that_did_not_end_or_is_not_looked_at_is_not_kept(
     assert status(session(ConfigText(QUESTION), state=state).finish()) == "failed"
 
 
+def test_a_noise_scan_without_noise_is_told_so(scan: SimulatedScan) -> None:
+    running = session(ConfigFile("default_measurement_dependencies"), Header(scan.header), *scan.acquisitions[-16:])
+    assert texts(running.finish()) == ["WARNING there were no noise readouts: nothing is kept"]
+
+
 def test_a_question_is_no_way_to_send_data(scan: SimulatedScan) -> None:
     running = session(ConfigText(QUESTION), Header(scan.header))
     with pytest.raises(InreconError, match="asks after the noise"):
