@@ -13,7 +13,7 @@ from typing import ParamSpec
 from ismrmrd import ACQ_IS_NOISE_MEASUREMENT
 
 from inrecon import __version__
-from inrecon.acquire import Accumulator, Memory, Scan, parse_header
+from inrecon.acquire import LEFT_TO_GADGETRON, Accumulator, Memory, Scan, parse_header
 from inrecon.errors import ConfigError, InreconError
 from inrecon.events import Event, listening
 from inrecon.frame import Noise, RawFrame, Request
@@ -228,6 +228,8 @@ class Session:
 
     def _noise_for(self, scan: Scan) -> Noise | str:
         """What is kept of the noise that `scan` names, or why there is nothing."""
+        if self._configuration is not None and self._configuration.from_gadgetron:
+            return LEFT_TO_GADGETRON
         try:
             self._kept_noise = self._state.noise_for(scan)
         except NoiseNotFound as error:

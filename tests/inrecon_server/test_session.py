@@ -197,6 +197,17 @@ def test_noise_passes_from_scan_to_scan(scan: SimulatedScan) -> None:
     assert len([text for text in texts(steps) if "earlier measurement" in text]) == 1
 
 
+def test_readouts_that_come_through_gadgetron_are_not_whitened_a_second_time(scan: SimulatedScan) -> None:
+    state = ScanState()
+    gadgetrons = ConfigText('<configuration><property name="peer" value="gadgetron"/></configuration>')
+    list(session(gadgetrons, Header(named(scan, "m")), *scan.acquisitions, state=state).finish())
+    assert status(session(ConfigText(QUESTION), state=state).finish()) == "success"
+    running = session(gadgetrons, Header(named(scan, "n", noise="m")), state=state)
+    steps = [*receive(running, scan.acquisitions[-16:]), *running.finish()]
+    assert frames(steps)[-1].noise is None
+    assert [text for text in texts(steps) if "left to Gadgetron's own gadgets" in text]
+
+
 def test_noise_is_found_where_the_configuration_comes_after_the_header(scan: SimulatedScan) -> None:
     state = ScanState()
     list(session(ConfigFile("inr"), Header(named(scan, "m")), *scan.acquisitions, state=state).finish())

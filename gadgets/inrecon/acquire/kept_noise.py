@@ -9,6 +9,8 @@ from inrecon.errors import InvalidFrame
 from inrecon.frame import Noise
 
 NOT_AT_HAND = "the noise measurement that was named is not at hand"
+LEFT_TO_GADGETRON = "the noise measurement that was named is left to Gadgetron's own gadgets"
+"""Readouts that come through Gadgetron may be white by now, and mixed, which nothing in them or their header tells."""
 
 
 def noise_for(own: Noise | None, kept: Noise | str | None, labels: Sequence[str], *, coils: int) -> Noise | None:
