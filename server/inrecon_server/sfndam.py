@@ -37,7 +37,6 @@ def serialise_noise(noise: Noise, precision: Literal["single", "double"], **fact
 
     Gadgetron reads ``single``; ``double`` loses nothing.
     """
-    _check_covariance(noise.covariance)
     code = 7 if precision == "single" else 8
     document = {
         "channels": len(noise.covariance),
@@ -51,6 +50,7 @@ def serialise_noise(noise: Noise, precision: Literal["single", "double"], **fact
     size = len(_MAGIC) + _HEAD.size + noise.covariance.size * _DTYPES[code].itemsize + len(meta)
     if size > MOST_BYTES:
         raise InvalidNoise(f"with its {len(noise.covariance)} coils it takes {size} bytes, more than {MOST_BYTES}")
+    _check_covariance(noise.covariance)
     head = _HEAD.pack(code, 2, *noise.covariance.shape, len(meta))
     return b"".join((_MAGIC, head, noise.covariance.astype(_DTYPES[code]).tobytes(), meta))
 
