@@ -99,13 +99,15 @@ class Noise:
     """What noise readouts told: `covariance` ``(coils, coils)`` of one complex sample (mean of n n^H).
 
     `samples` is the number of samples behind it; `sample_time_us` and `relative_bandwidth` (receiver
-    noise bandwidth over sampling bandwidth) scale it to the imaging readouts.
+    noise bandwidth over sampling bandwidth) scale it to the imaging readouts. `coil_labels` names the coils in their
+    order as the header does, which may name fewer or more than there are.
     """
 
     covariance: NDArray[np.complex128]
     samples: int
     sample_time_us: float
     relative_bandwidth: float
+    coil_labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         shape = self.covariance.shape

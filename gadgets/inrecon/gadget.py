@@ -20,7 +20,14 @@ from gadgetron.external import Connection, constants, readers
 from gadgetron.types import acquisition_bucket, recon_data
 
 from inrecon import __version__
-from inrecon.acquire import Accumulator, as_delivered, bucket_readouts, buffer_readouts, parse_header
+from inrecon.acquire import (
+    LEFT_TO_GADGETRON,
+    Accumulator,
+    as_delivered,
+    bucket_readouts,
+    buffer_readouts,
+    parse_header,
+)
 from inrecon.errors import CalibrationFailed, FitDiverged, InreconError, InvalidFrame
 from inrecon.events import Event, FallBack, Warned, listening
 from inrecon.frame import Key, RawFrame, Request, SeriesBySpace
@@ -211,7 +218,7 @@ class _Scan:
             return
         if self._accumulator is None:
             scan = as_delivered(self._scan, readouts) if sorted_before else self._scan
-            self._accumulator = Accumulator(scan)
+            self._accumulator = Accumulator(scan, kept_noise=LEFT_TO_GADGETRON)
         for readout in readouts:
             try:
                 frames = self._accumulator.add(readout)

@@ -18,13 +18,19 @@ _MAX_VALUE = 200
 
 
 def parse_xml(text: str) -> ET.Element:
-    """The root element of a configuration; raises `ConfigError` if it is not XML or declares a document type."""
+    """The root element of a configuration, its tags without namespaces, which Gadgetron's own chains have.
+
+    Raises `ConfigError` if it is not XML or declares a document type.
+    """
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise ConfigError("the configuration declares a document type; remove its <!DOCTYPE ...>")
     try:
-        return ET.fromstring(text)  # noqa: S314  no document type, so no entities to expand
+        root = ET.fromstring(text)  # noqa: S314  no document type, so no entities to expand
     except (ET.ParseError, ValueError) as error:
         raise ConfigError(f"the configuration is not well-formed XML: {error}") from error
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+    return root
 
 
 def properties_of(root: ET.Element) -> dict[str, str]:

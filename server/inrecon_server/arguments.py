@@ -70,6 +70,13 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where that is kept, for a person to look at",
     )
+    parser.add_argument(
+        "--state",
+        type=_folder,
+        metavar="DIR",
+        dest="state_folder",
+        help="keep the noise of noise scans there, so that a restart does not lose it",
+    )
     parser.add_argument("-v", "--verbose", action="store_true", default=None, help="log more")
     parser.add_argument(
         "-l", "--logfile", type=Path, metavar="FILE", dest="log_file", help="log to the end of FILE instead of stderr"
@@ -109,7 +116,7 @@ def _add_send(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tls-certificate", type=Path, metavar="FILE.pem", help="shown to a server that wants one")
     parser.add_argument("--tls-key", type=Path, metavar="FILE.pem", help="its key, if that is in a file of its own")
     parser.add_argument("-c", "--config", default="inr", help="name or text of a configuration (%(default)s)")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.h5", help="where the images go")
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT.h5", help="where the images go, if there are any")
     parser.add_argument(
         "--timeout",
         type=_seconds,

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -81,6 +81,8 @@ def _serve(options: argparse.Namespace) -> int:
     settings = resolved.settings
     if settings.candidates is not None:
         _check_candidates(settings.candidates, used=settings.hyperparameters)
+    if settings.state_folder is not None:
+        TemporaryFile(dir=settings.state_folder).close()  # told now rather than when a scan's noise is lost
     with _stderr_to(settings.log_file):
         log_to_stderr("DEBUG" if settings.verbose else "INFO", settings.log_format)
 
@@ -180,7 +182,7 @@ def _request(options: argparse.Namespace) -> Request:
     from inrecon_server.config import configure
 
     configuration = configure(options.config)
-    if configuration.is_null and options.method is None:
+    if (configuration.is_null or configuration.keeps_noise_only) and options.method is None:
         raise ConfigError(f"the configuration {configuration.name!r} makes no images")
     if configuration.ignored:
         _warn(f"unknown parameters are ignored: {', '.join(configuration.ignored)}")
@@ -193,6 +195,7 @@ def _request(options: argparse.Namespace) -> Request:
 
 def _send(options: argparse.Namespace) -> int:
     from inrecon_server.client import ConnectionFailedError, send
+    from inrecon_server.config import NOISE_ONLY
     from inrecon_server.door import client_tls
     from inrecon_server.files import open_raw, replacing, write_images
     from inrecon_server.protocol import Message, Text
@@ -204,7 +207,11 @@ def _send(options: argparse.Namespace) -> int:
     if options.tls_ca is None and (options.tls_certificate or options.tls_key):
         raise InreconError("--tls-certificate and --tls-key need --tls-ca")
     tls = options.tls_ca and client_tls(options.tls_ca, options.tls_certificate, options.tls_key)
-    with open_raw(options.raw, group=options.group) as raw, replacing(options.output, source=options.raw) as images:
+    noise_only = options.config.removesuffix(".xml") == NOISE_ONLY
+    if (options.output is None) != noise_only:
+        raise InreconError(f"{NOISE_ONLY} makes no images for --output" if noise_only else "images need an --output")
+    place = nullcontext() if noise_only else replacing(options.output, source=options.raw)
+    with open_raw(options.raw, group=options.group) as raw, place as images:
         try:
             result = send(
                 raw.header,
@@ -218,13 +225,15 @@ def _send(options: argparse.Namespace) -> int:
             )
         except ConnectionFailedError as error:
             raise Failed(str(error)) from error
-        if not result.images:
-            raise Failed("the server sent no image" + (f": {result.problem}" if result.problem else ""))
-        write_images(images, result.images)
+        if images is not None:
+            if not result.images:
+                raise Failed("the server sent no image" + (f": {result.problem}" if result.problem else ""))
+            write_images(images, result.images)
+    asked = options.output or "the noise"
     if result.problem:
-        raise Failed(f"{options.output} may not be complete: {result.problem}")
+        raise Failed(f"{asked} may not be complete: {result.problem}")
     if any(text.startswith("ERROR") for text in result.texts):
-        raise Failed(f"{options.output} may not be complete: the server told of an error")
+        raise Failed(f"{asked} may not be complete: the server told of an error")
     return 0
 
 

@@ -20,6 +20,9 @@ from inrecon.registry import did_you_mean
 NULL = "null"
 """The method that reads everything and answers nothing but CLOSE."""
 
+NOISE_ONLY = "default_measurement_dependencies"
+"""Gadgetron's name for what is done with a noise scan: its noise is kept for later ones, and no images are made."""
+
 _HEALTH_CHECKS = ("isalive", "gtquery")
 _MAX_CHARACTERS = 1 << 20
 _MAX_IGNORED = 100
@@ -32,13 +35,15 @@ class Configuration:
     """A configuration as understood: `name` for texts and logs, `request` for the reconstruction.
 
     `ignored` names what was not understood and has no effect; `from_gadgetron` is True where Gadgetron itself
-    sent its external module's configuration, which expects other answers than a client does.
+    sent its external module's configuration, which expects other answers than a client does. `keeps_noise_only` is True
+    where a scan is sent for its noise readouts, and no images are wanted.
     """
 
     name: str
     request: Request
     ignored: tuple[str, ...] = ()
     from_gadgetron: bool = False
+    keeps_noise_only: bool = False
 
     @property
     def is_null(self) -> bool:
@@ -48,7 +53,7 @@ class Configuration:
 
 def names() -> list[str]:
     """The names a client may ask for, without ``.xml``."""
-    return sorted((*_texts(), NULL))
+    return sorted((*_texts(), NULL, NOISE_ONLY))
 
 
 def configure(name_or_text: str) -> Configuration:
@@ -87,6 +92,8 @@ def _by_name(name: str) -> Configuration:
     bare = name.strip().removesuffix(".xml")
     if bare == NULL or bare in _HEALTH_CHECKS:
         return Configuration(name=bare, request=Request(method=NULL))
+    if bare == NOISE_ONLY:
+        return Configuration(name=bare, request=Request(), keeps_noise_only=True)
     texts = _texts()
     if bare in texts:
         return _from_xml(texts[bare], name=bare)

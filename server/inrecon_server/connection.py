@@ -23,6 +23,7 @@ from inrecon_server.notices import Notice
 from inrecon_server.protocol import (
     Acquisition,
     Close,
+    DependencyQuery,
     Message,
     Parser,
     ProtocolError,
@@ -193,7 +194,7 @@ class Connection:
                         await self._frames.put((step, time.monotonic()))
                     case Notice():
                         await self._say(step)
-                    case Response():
+                    case Response() | DependencyQuery():
                         await self._send(serialise(step))
         except InreconError as error:
             await self._fail(str(error))

@@ -15,8 +15,11 @@ from inrecon_server.connection import Connection, Patience
 from inrecon_server.door import is_allowed, server_tls
 from inrecon_server.job import InlineTuning
 from inrecon_server.metrics import Metrics
+from inrecon_server.scan_state import ScanState
 from inrecon_server.session import Session
 from inrecon_server.settings import ServerSettings
+from inrecon_server.sfndam import MOST_BYTES
+from inrecon_server.storage_server import StorageServer
 from inrecon_server.watch import watched
 from inrecon_server.worker import WorkerLost, Workers
 
@@ -59,6 +62,7 @@ class _Server:
         )
         self._metrics.queued.set_function(lambda: self._workers.queued)
         self._metrics.at_work.set_function(lambda: self._workers.at_work)
+        self._state = _scan_state(settings)
         self._connections: set[asyncio.Task[None]] = set()
         self._served: set[asyncio.Task[None]] = set()
         self._numbers = count(1)
@@ -131,6 +135,7 @@ class _Server:
                 inline_tuning=_inline_tuning(settings),
                 deadline_s=settings.deadline_s,
                 memory=self._memory,
+                state=self._state,
             ),
             workers=self._workers,
             metrics=self._metrics,
@@ -171,3 +176,9 @@ def _inline_tuning(settings: ServerSettings) -> InlineTuning | None:
 def _half_of_memory() -> int:
     """Half of the machine's memory in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _scan_state(settings: ServerSettings) -> ScanState:
+    address = settings.storage_address
+    storage = None if address is None else StorageServer(str(address), limit_bytes=MOST_BYTES)
+    return ScanState(folder=settings.state_folder, hours=settings.state_hours, storage=storage)

@@ -1,4 +1,7 @@
-"""One scan, from its configuration to its last image: what is asked for, what has come, what is owed. No I/O."""
+"""One scan, from its configuration to its last image: what is asked for, what has come, what is owed.
+
+No I/O, but for what is kept from scan to scan: `receive` of anything but acquisitions, and `finish`, may wait for that.
+"""
 
 import logging
 import time
@@ -7,18 +10,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import ParamSpec
 
+from ismrmrd import ACQ_IS_NOISE_MEASUREMENT
+
 from inrecon import __version__
-from inrecon.acquire import Accumulator, Memory, parse_header
-from inrecon.errors import InreconError
+from inrecon.acquire import LEFT_TO_GADGETRON, Accumulator, Memory, Scan, parse_header
+from inrecon.errors import ConfigError, InreconError
 from inrecon.events import Event, listening
-from inrecon.frame import RawFrame, Request
+from inrecon.frame import Noise, RawFrame, Request
 from inrecon_server.config import Configuration, amend, configure, names
 from inrecon_server.job import InlineTuning, Job, JobResult, Progress
+from inrecon_server.noise_query import answer, measurement_asked_for
 from inrecon_server.notices import News, Notice, notice_of
 from inrecon_server.protocol import (
     Acquisition,
     ConfigFile,
     ConfigText,
+    DependencyQuery,
     Error,
     Header,
     Image,
@@ -29,10 +36,11 @@ from inrecon_server.protocol import (
     Text,
     Waveform,
 )
+from inrecon_server.scan_state import NoiseNotFound, ScanState
 
 log = logging.getLogger(__name__)
 
-Step = RawFrame | Notice | Response
+Step = RawFrame | Notice | Response | DependencyQuery
 
 P = ParamSpec("P")
 
@@ -43,6 +51,7 @@ class Session:
     `receive` takes the client's messages but CLOSE, `finish` its CLOSE; both give the steps to take. `job` and `take`
     turn a frame into a job and the job's result into notices, strictly one job at a time and in the frames' order.
     `images` and `failed` count images made and frames of which none could be.
+    `state` is what this scan shares with others.
     """
 
     def __init__(
@@ -54,6 +63,7 @@ class Session:
         inline_tuning: InlineTuning | None = None,
         deadline_s: float | None = None,
         memory: Memory | None = None,
+        state: ScanState | None = None,
     ) -> None:
         self._hyperparameters = hyperparameters
         self._device = device
@@ -63,8 +73,13 @@ class Session:
         self._default_config = default_config
         self._configuration: Configuration | None = None
         self._refused: InreconError | None = None
+        self._asked_for: str | None = None
         self._header: bytes | None = None
+        self._state = state or ScanState()
+        self._scan: Scan | None = None
         self._accumulator: Accumulator | None = None
+        self._kept_noise: Noise | None = None
+        self._not_noise = 0
         self._settled = False
         self._progress = Progress()
         self._started = time.monotonic()
@@ -94,12 +109,17 @@ class Session:
     def finish(self) -> Iterator[Step]:
         """What to do now that the client has sent CLOSE; raises `InreconError` as `receive` does.
 
-        CLOSE without a header asks only whether the server is there: there is nothing to do.
+        CLOSE without a header asks only whether the server is there: there is nothing to do, unless the configuration
+        asks after noise.
         """
+        if self._asked_for is not None:
+            yield self._answer_of_noise(self._asked_for)
         if self._header is None or self._is_null:
             return
         yield from self._settle()
-        if self._accumulator is not None:
+        if self._accumulator is not None and self._scan is not None:
+            # Before the last frames, which may wait long for the worker.
+            yield from self._keep_noise(self._accumulator, self._scan)
             yield from self._heard(self._accumulator.finish)
 
     @property
@@ -142,7 +162,8 @@ class Session:
             return
         seconds = time.monotonic() - self._started
         failed = f", {self.failed} frames failed" if self.failed else ""
-        text = f"{self.images} images in {seconds:.1f} s{failed}; {self._accumulator.summary()}"
+        left_out = f", {self._not_noise} that are not noise" if self._not_noise else ""
+        text = f"{self.images} images in {seconds:.1f} s{failed}; {self._accumulator.summary()}{left_out}"
         yield Notice(level="INFO", text=text)
 
     def close(self) -> None:
@@ -158,10 +179,18 @@ class Session:
         return Error(notice.text) if notice.level == "ERROR" else None
 
     @property
+    def _keeps_noise_only(self) -> bool:
+        return self._configuration is not None and self._configuration.keeps_noise_only
+
+    @property
     def _is_null(self) -> bool:
         return self._configuration is not None and self._configuration.is_null
 
     def _configure(self, text: str) -> Iterator[Notice]:
+        self._asked_for = measurement_asked_for(text)
+        if self._asked_for is not None:
+            self._refused = ConfigError("the configuration asks after the noise of a measurement, and makes no images")
+            return
         try:
             self._configuration = configure(text)
         except InreconError as error:
@@ -193,13 +222,42 @@ class Session:
 
     def _parse_header(self) -> None:
         if self._header is not None and self._accumulator is None and not self._is_null:
-            self._accumulator = Accumulator(parse_header(self._header), memory=self._memory)
+            self._scan = parse_header(self._header)
+            kept_noise = self._noise_for(self._scan)
+            self._accumulator = Accumulator(self._scan, kept_noise=kept_noise, memory=self._memory)
+
+    def _noise_for(self, scan: Scan) -> Noise | str:
+        """What is kept of the noise that `scan` names, or why there is nothing."""
+        if self._configuration is not None and self._configuration.from_gadgetron:
+            return LEFT_TO_GADGETRON
+        try:
+            self._kept_noise = self._state.noise_for(scan)
+        except NoiseNotFound as error:
+            return str(error)
+        return self._kept_noise
+
+    def _keep_noise(self, accumulator: Accumulator, scan: Scan) -> Iterator[Notice]:
+        noise = accumulator.noise
+        if noise is None and self._keeps_noise_only:
+            yield Notice(level="WARNING", text="there were no noise readouts: nothing is kept")
+        # A scan that has its own noise need not be named by another one.
+        if noise is not None and (scan.measurement_id is not None or not accumulator.summary().imaging):
+            yield from self._state.keep(noise, scan)
+
+    def _answer_of_noise(self, measurement_id: str) -> DependencyQuery:
+        try:
+            return answer(self._state.noise_of(measurement_id))
+        except NoiseNotFound as error:
+            log.info("a client asks after noise: %s", error)
+            return answer(None)
 
     def _add(self, acquisition: Acquisition) -> Iterator[Step]:
         if self._is_null:
             return
         yield from self._settle()
-        if self._accumulator is not None:
+        if self._keeps_noise_only and not acquisition.is_flag_set(ACQ_IS_NOISE_MEASUREMENT):
+            self._not_noise += 1
+        elif self._accumulator is not None:
             yield from self._heard(self._accumulator.add, acquisition)
 
     def _heard(self, collect: Callable[P, list[RawFrame]], *args: P.args, **kwargs: P.kwargs) -> Iterator[Step]:
@@ -212,6 +270,11 @@ class Session:
 
         with listening(hear):
             frames = collect(*args, **kwargs)
+        if frames and self._kept_noise is not None:
+            kept, self._kept_noise = self._kept_noise, None
+            if frames[0].noise is not None and self._accumulator is not None and self._accumulator.noise is None:
+                text = f"the noise of an earlier measurement is used: {kept.samples} samples"
+                notices.append(Notice(level="INFO", text=text))
         yield from notices
         yield from frames
 
@@ -224,11 +287,10 @@ class Session:
         self._settled = True
         request = self._configuration.request
         method = "by protocol" if request.method is None else repr(request.method)
-        yield Notice(
-            level="INFO",
-            text=f"inrecon {__version__}, configuration {self._configuration.name}: method {method}, "
-            f"preset {request.preset}, images {request.dtype}",
-        )
+        asked = f"method {method}, preset {request.preset}, images {request.dtype}"
+        if self._keeps_noise_only:
+            asked = "noise is kept for later scans, no images are made"
+        yield Notice(level="INFO", text=f"inrecon {__version__}, configuration {self._configuration.name}: {asked}")
 
 
 def _answer(query: str) -> str:

@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, FilePath, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    DirectoryPath,
+    Field,
+    FilePath,
+    HttpUrl,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.networks import IPvAnyNetwork
 
 from inrecon.errors import InreconError
@@ -17,6 +27,8 @@ from inrecon_server.logs import LogFormat
 
 ENVIRONMENT = "INRECON_"
 """The setting `port` is the environment variable ``INRECON_PORT``, its value written as in YAML."""
+STORAGE = "GADGETRON_STORAGE_ADDRESS"
+"""What Gadgetron calls the setting `storage_address`; empty where it has none."""
 FILE = "settings"
 """The name under which option and environment give the YAML file."""
 
@@ -33,7 +45,9 @@ class ServerSettings(BaseModel):
     `hang_s` is ended and replaced. `hyperparameters` is a folder of files (None: the shipped ones), read anew for each
     scan. `default_config` runs where a client names a configuration that does not exist; without it, such a client is
     refused. `deadline_s` is for scans that ask for none. A scan of a protocol that no hyperparameter file is about is
-    searched on for `tune_seconds`, and what is found kept in `candidates`.
+    searched on for `tune_seconds`, and what is found kept in `candidates`. The noise of a scan is kept `state_hours`
+    long for later ones: in memory, in `state_folder`, where a restart does not lose it, and by Gadgetron's storage
+    server at `storage_address`.
 
     Clients may come from the networks in `allow` (all, if there is none), by TLS with `tls_certificate` and `tls_key`
     (PEM), showing certificates of the authority in `tls_clients`. There are at most `max_connections`; the readouts of
@@ -56,6 +70,9 @@ class ServerSettings(BaseModel):
     deadline_s: float | None = Field(default=None, gt=0, le=86400)
     tune_seconds: float | None = Field(default=None, gt=0, le=86400)
     candidates: DirectoryPath | None = None
+    state_folder: DirectoryPath | None = None
+    state_hours: float = Field(default=48.0, gt=0, le=1e5)
+    storage_address: HttpUrl | None = None
     allow: tuple[IPvAnyNetwork, ...] = ()
     tls_certificate: FilePath | None = None
     tls_key: FilePath | None = None
@@ -69,6 +86,13 @@ class ServerSettings(BaseModel):
     log_file: Path | None = None
     log_format: LogFormat = "text"
     verbose: bool = False
+
+    @field_validator("storage_address")
+    @classmethod
+    def _no_more_than_an_address(cls, address: HttpUrl | None) -> HttpUrl | None:
+        if address is not None and (address.username or address.password or address.query or address.fragment):
+            raise ValueError("must be http(s)://host[:port][/path] and no more")
+        return address
 
     @model_validator(mode="after")
     def _together(self) -> Self:
@@ -100,6 +124,8 @@ def resolve(options: Mapping[str, Any], environment: Mapping[str, str]) -> Resol
         for name, value in environment.items()
         if name.startswith(ENVIRONMENT)
     }
+    if environment.get(STORAGE):
+        variables.setdefault("storage_address", environment[STORAGE])
     file = told.pop(FILE, variables.pop(FILE, None))
     told_by = {"settings file": {} if file is None else _read(Path(file)), "environment": variables, "option": told}
     sources = {name: source for source, values in told_by.items() for name in values}
@@ -135,4 +161,5 @@ def _in_words(problem: Mapping[str, Any], sources: Mapping[str, str]) -> str:
     if not name:
         return text
     top = str(problem["loc"][0])
-    return f"{name} ({sources.get(top, 'default')}): {text[0].lower()}{text[1:]}, not {problem['input']!r}"
+    text = text if text.startswith("URL") else f"{text[0].lower()}{text[1:]}"
+    return f"{name} ({sources.get(top, 'default')}): {text}, not {problem['input']!r}"

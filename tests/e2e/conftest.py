@@ -29,10 +29,10 @@ from inrecon_server.connection import Patience
 from inrecon_server.server import serve
 from inrecon_server.settings import ServerSettings
 
-logging.basicConfig(level="INFO")
 patience = Patience(idle_s=30.0, silence_s=0.3, linger_s=1.0, send_buffer_bytes=1 << 16)
 usual = {"port": 0, "http_port": 0, "device": "cpu", "shutdown_grace_s": 0.2}
 settings = ServerSettings(**{**usual, **json.loads(sys.argv[1])})
+logging.basicConfig(level="DEBUG" if settings.verbose else "INFO")
 serve(settings, patience=patience, on_listening=lambda host, port: print(port, flush=True))
 """
 
@@ -117,7 +117,7 @@ def _command(pid: int) -> bytes:
 
 @contextmanager
 def _running(**settings: object) -> Iterator[RunningServer]:
-    command = [sys.executable, "-c", _ENTRY, json.dumps(settings)]
+    command = [sys.executable, "-c", _ENTRY, json.dumps(settings, default=str)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory(prefix="inrecon") as folder:
         log = Path(folder) / "log"

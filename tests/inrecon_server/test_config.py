@@ -10,7 +10,7 @@ from inrecon.errors import ConfigError
 from inrecon.frame import Request
 from inrecon_server.config import Configuration, amend, configure, names
 
-NAMES = [name for name in names() if name != "null"]
+NAMES = [name for name in names() if name not in ("null", "default_measurement_dependencies")]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -30,10 +30,14 @@ def test_null_and_health_checks_want_no_reconstruction(name: str) -> None:
     assert configure(name).is_null
 
 
+def test_gadgetrons_name_for_a_noise_scan_keeps_noise_only() -> None:
+    for name in ("default_measurement_dependencies", "default_measurement_dependencies.xml"):
+        assert configure(name).keeps_noise_only
+    assert not configure("inr").keeps_noise_only
+
+
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(
-        ConfigError, match=r"'cg_sens'.*did you mean 'cg_sense'.*known are cg_sense, inr, null, zero_filled"
-    ):
+    with pytest.raises(ConfigError, match=r"'cg_sens'.*did you mean 'cg_sense'.*known are cg_sense, default_"):
         configure("cg_sens")
 
 
@@ -114,6 +118,14 @@ def test_properties_of_gadgets_are_not_ours() -> None:
 def test_a_chain_of_other_peoples_gadgets_is_refused() -> None:
     with pytest.raises(ConfigError, match="Gadgetron's own gadgets"):
         configure("<configuration><stream><gadget><name>FFT</name></gadget></stream></configuration>")
+
+
+def test_a_namespace_changes_nothing() -> None:
+    gadgetrons = 'xmlns="http://gadgetron.sf.net/gadgetron"'
+    with pytest.raises(ConfigError, match="Gadgetron's own gadgets"):
+        configure(f"<configuration {gadgetrons}><gadget><name>FFT</name></gadget></configuration>")
+    ours = f'<configuration {gadgetrons}><property name="method" value="cg_sense"/></configuration>'
+    assert configure(ours).request == Request(method="cg_sense")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from ismrmrd import ACQ_IS_NOISE_MEASUREMENT, Meta
 
 from inrecon.errors import InreconError, InvalidHeader
 from inrecon.events import FallBack
@@ -12,7 +13,18 @@ from inrecon.frame import RawFrame, Series
 from inrecon.simulate import SimulatedScan, simulate_scan
 from inrecon_server.job import JobResult, Progress
 from inrecon_server.notices import MAX_WARNINGS, Notice, notice_of
-from inrecon_server.protocol import ConfigFile, ConfigText, Error, Header, Message, Query, Response, Text
+from inrecon_server.protocol import (
+    ConfigFile,
+    ConfigText,
+    DependencyQuery,
+    Error,
+    Header,
+    Message,
+    Query,
+    Response,
+    Text,
+)
+from inrecon_server.scan_state import ScanState
 from inrecon_server.session import Session, Step
 
 
@@ -21,8 +33,16 @@ def scan() -> SimulatedScan:
     return simulate_scan(shape=(16, 16), coils=2, acceleration=1, acs=8, slices=2, repetitions=2)
 
 
-def session(*messages: Message, default_config: str | None = None) -> Session:
-    new = Session(hyperparameters=Path("/nowhere"), device="cpu", default_config=default_config)
+def named(scan: SimulatedScan, measurement: str, *, noise: str = "") -> bytes:
+    """The header of `scan` as measurement `measurement`, which depends on `noise`."""
+    dependency = f"<dependencyType>noise</dependencyType><measurementID>{noise}</measurementID>"
+    text = scan.header.decode().replace(">simulated<", f">{measurement}<")
+    start = "</protocolName>"
+    return text.replace(start, f"{start}<measurementDependency>{dependency}</measurementDependency>").encode()
+
+
+def session(*messages: Message, default_config: str | None = None, state: ScanState | None = None) -> Session:
+    new = Session(hyperparameters=Path("/nowhere"), device="cpu", default_config=default_config, state=state)
     receive(new, messages)
     return new
 
@@ -150,6 +170,72 @@ def test_fire_names_the_configuration_after_the_header(scan: SimulatedScan) -> N
 def test_json_that_names_no_configuration_does_not_make_an_unknown_one_known(scan: SimulatedScan) -> None:
     running = session(ConfigFile("openrecon"), Header(scan.header), Text('{"parameters": {"preset": "fast"}}'))
     with pytest.raises(InreconError, match="'openrecon'"):
+        receive(running, scan.acquisitions[:1])
+
+
+QUESTION = '<c><gadget><name>NoiseSummary</name><property name="noise_file" value="m"/></gadget></c>'
+
+
+def status(steps: Iterable[Step]) -> str:
+    (step,) = steps
+    assert isinstance(step, DependencyQuery)
+    return str(Meta.deserialize(step.meta)["status"])
+
+
+def test_noise_passes_from_scan_to_scan(scan: SimulatedScan) -> None:
+    state = ScanState()
+    assert status(session(ConfigText(QUESTION), state=state).finish()) == "failed"
+    first = session(ConfigFile("inr"), Header(named(scan, "m")), *scan.acquisitions, state=state)
+    (kept,) = texts(first.finish())
+    assert kept.startswith("INFO the noise (2 channels,")
+    assert status(session(ConfigText(QUESTION), state=state).finish()) == "success"
+    assert status(session(ConfigText(QUESTION), state=state, default_config="inr").finish()) == "success"
+    imaging = [one for one in scan.acquisitions if not one.is_flag_set(ACQ_IS_NOISE_MEASUREMENT)]
+    later = session(ConfigFile("inr"), Header(named(scan, "n", noise="m")), state=state)
+    steps = [*receive(later, imaging), *later.finish()]
+    assert all(frame.noise is not None for frame in frames(steps))
+    assert len([text for text in texts(steps) if "earlier measurement" in text]) == 1
+
+
+def test_readouts_that_come_through_gadgetron_are_not_whitened_a_second_time(scan: SimulatedScan) -> None:
+    state = ScanState()
+    gadgetrons = ConfigText('<configuration><property name="peer" value="gadgetron"/></configuration>')
+    list(session(gadgetrons, Header(named(scan, "m")), *scan.acquisitions, state=state).finish())
+    assert status(session(ConfigText(QUESTION), state=state).finish()) == "success"
+    running = session(gadgetrons, Header(named(scan, "n", noise="m")), state=state)
+    steps = [*receive(running, scan.acquisitions[-16:]), *running.finish()]
+    assert frames(steps)[-1].noise is None
+    assert [text for text in texts(steps) if "left to Gadgetron's own gadgets" in text]
+
+
+def test_noise_is_found_where_the_configuration_comes_after_the_header(scan: SimulatedScan) -> None:
+    state = ScanState()
+    list(session(ConfigFile("inr"), Header(named(scan, "m")), *scan.acquisitions, state=state).finish())
+    running = session(ConfigFile("null"), Header(named(scan, "n", noise="m")), state=state)
+    receive(running, [Text('{"parameters": {"config": "cg_sense"}}')])
+    steps = [*receive(running, scan.acquisitions[-16:]), *running.finish()]
+    assert frames(steps)[-1].noise is not None
+
+
+@pytest.mark.parametrize("ended", [[], ["null"]])
+def test_noise_of_a_scan_that_did_not_end_or_is_not_looked_at_is_not_kept(
+    scan: SimulatedScan, ended: list[str]
+) -> None:
+    state = ScanState()
+    running = session(ConfigFile(*(ended or ["inr"])), Header(named(scan, "m")), *scan.acquisitions, state=state)
+    if ended:
+        assert list(running.finish()) == []
+    assert status(session(ConfigText(QUESTION), state=state).finish()) == "failed"
+
+
+def test_a_noise_scan_without_noise_is_told_so(scan: SimulatedScan) -> None:
+    running = session(ConfigFile("default_measurement_dependencies"), Header(scan.header), *scan.acquisitions[-16:])
+    assert texts(running.finish()) == ["WARNING there were no noise readouts: nothing is kept"]
+
+
+def test_a_question_is_no_way_to_send_data(scan: SimulatedScan) -> None:
+    running = session(ConfigText(QUESTION), Header(scan.header))
+    with pytest.raises(InreconError, match="asks after the noise"):
         receive(running, scan.acquisitions[:1])
 
 

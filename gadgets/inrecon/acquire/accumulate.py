@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import ismrmrd
 
 from inrecon.acquire.buffers import Budget, CalibrationStore, Line, Memory, NoiseSum
+from inrecon.acquire.kept_noise import NOT_AT_HAND, noise_for
 from inrecon.acquire.pending import History, OpenFrame
 from inrecon.acquire.readout import (
     CALIBRATION,
@@ -47,9 +48,19 @@ class Accumulator:
     after them wait for as many. All this is announced (`Warned`), as is everything else that is left out, once a
     kind; `summary` counts them. Its buffers hold at most `limit_bytes`, and what `memory` lends, which all scans of a
     process may share.
+
+    `kept_noise` is the noise of an earlier measurement that the header names, for a scan that has no noise readouts of
+    its own; or a text that says why it is missing.
     """
 
-    def __init__(self, scan: Scan, *, limit_bytes: int = FRAME_BYTES_LIMIT, memory: Memory | None = None) -> None:
+    def __init__(
+        self,
+        scan: Scan,
+        *,
+        kept_noise: Noise | str = NOT_AT_HAND,
+        limit_bytes: int = FRAME_BYTES_LIMIT,
+        memory: Memory | None = None,
+    ) -> None:
         self._scan = scan
         self._limit_bytes = limit_bytes
         self._budget = Budget(limit_bytes, memory=memory)
@@ -58,7 +69,8 @@ class Accumulator:
         self._history = History()
         self._averages: dict[int, int] = {}
         self._calibration = CalibrationStore(self._budget)
-        self._noise = NoiseSum(scan.relative_bandwidth)
+        self._noise = NoiseSum(scan.relative_bandwidth, coil_labels=scan.coil_labels)
+        self._kept_noise = kept_noise if scan.noise_dependencies else None
         self._channels: int | None = None
         self._taken: Counter[str] = Counter()
         self._skipped: Counter[str] = Counter()
@@ -66,7 +78,7 @@ class Accumulator:
 
     @property
     def noise(self) -> Noise | None:
-        """What the noise readouts so far told."""
+        """What the scan's own noise readouts so far told."""
         return self._noise.noise()
 
     def add(self, acquisition: ismrmrd.Acquisition) -> list[RawFrame]:
@@ -241,16 +253,10 @@ class Accumulator:
         if outside:
             self._warn("calibration", f"{outside} calibration lines outside the encoded matrix are left out")
         coils = len(imaging.kspace)
-        noise = self.noise
-        if noise is not None and len(noise.covariance) != coils:
-            self._warn(
-                "noise", f"noise readouts of {len(noise.covariance)} channels do not fit data of {coils}; not used"
-            )
-            noise = None
         return RawFrame(
             imaging=imaging,
             calibration=calibration,
-            noise=noise,
+            noise=self._noise_of(coils),
             sample_time_us=frame.sample_time_us,
             key=key,
             geometry=frame.encoding.geometry,
@@ -258,6 +264,13 @@ class Accumulator:
             reference=frame.reference,
             average_count=frame.lines.readouts / len(frame.lines),
         )
+
+    def _noise_of(self, coils: int) -> Noise | None:
+        try:
+            return noise_for(self.noise, self._kept_noise, self._scan.coil_labels, coils=coils)
+        except InvalidFrame as error:
+            self._warn("noise", f"{error}; noise is estimated from the data instead")
+            return None
 
     def _protocol(self, encoding: Encoding, *, coils: int, acceleration: float) -> Protocol:
         return Protocol(

@@ -123,8 +123,9 @@ class LineBuffer:
 class NoiseSum:
     """Covariance of noise readouts, readout by readout."""
 
-    def __init__(self, relative_bandwidth: float) -> None:
+    def __init__(self, relative_bandwidth: float, *, coil_labels: tuple[str, ...]) -> None:
         self._relative_bandwidth = relative_bandwidth
+        self._coil_labels = coil_labels
         self._sum: NDArray[np.complex128] | None = None
         self._samples = 0
         self._sample_time_us = 0.0
@@ -150,6 +151,7 @@ class NoiseSum:
             samples=self._samples,
             sample_time_us=self._sample_time_us,
             relative_bandwidth=self._relative_bandwidth,
+            coil_labels=self._coil_labels,
         )
 
 
