@@ -97,7 +97,7 @@ def resized(*shape: int) -> Callable[[Acquisition], Acquisition]:
 
     def change(acquisition: Acquisition) -> Acquisition:
         other = Acquisition.from_array(np.ones(shape, np.complex64))
-        other.idx = acquisition.idx
+        other.idx, other.flags = acquisition.idx, acquisition.flags
         other.center_sample = acquisition.center_sample
         return other
 
@@ -142,6 +142,7 @@ REFUSED: dict[str, tuple[Callable[[SimulatedScan], Parts], str]] = {
     "no channels": (readout(resized(0, 64)), "holds no data"),
     "fewer channels": (readout(resized(3, 64)), "3 channels in a scan of 4"),
     "more channels": (readout(resized(5, 64)), "5 channels in a scan of 4"),
+    "noise of a thousand channels and more": (readout(resized(2000, 4), number=0), "noise readout of 2000 channels"),
     "encoding space that is not there": (readout(setter(encoding_space_ref=7)), "encoding space 7"),
     "not a number": (readout(lambda a: a.data.__setitem__((0, 0), np.nan)), "line 30, slice 0, repetition 0 holds"),
     "infinity": (readout(lambda a: a.data.__setitem__((0, 0), np.inf)), "not finite"),

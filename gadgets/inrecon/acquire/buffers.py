@@ -15,6 +15,9 @@ from inrecon.frame import Complex, Key, Noise, Readouts
 
 Line = tuple[int, int]
 
+MOST_CHANNELS = 1024
+"""Of noise readouts, whose covariance has as many rows: several times what receivers have."""
+
 
 class Memory:
     """Bytes that the buffers of all scans of a process may hold together, whatever thread they are filled in."""
@@ -131,7 +134,9 @@ class NoiseSum:
         self._sample_time_us = 0.0
 
     def add(self, samples: Complex, *, sample_time_us: float) -> None:
-        """Add samples ``(coils, samples)``; raises `InvalidFrame` if the number of coils changes."""
+        """Add samples ``(coils, samples)``; raises `InvalidFrame` if the number of coils changes, or is absurd."""
+        if len(samples) > MOST_CHANNELS:
+            raise InvalidFrame(f"a noise readout of {len(samples)} channels; at most {MOST_CHANNELS} are taken")
         wide = samples.astype(np.complex128)
         product = wide @ wide.conj().T
         if self._sum is None:
