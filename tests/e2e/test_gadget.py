@@ -405,7 +405,7 @@ def test_a_readout_that_ends_the_scan_is_named_after_the_images_before_it(
     *images, error, close = answers(beginning(movie), one_by_one(readouts), serialise(Close()))
     assert_same(images, images_of(movie, Request(method="cg_sense"))[:3])
     assert error.text.startswith(
-        "slice 1, contrast 0, phase 0, repetition 1, set 0: the readout of line 0, slice 1, repetition 1 holds values that are"
+        "slice 1, contrast 0, phase 0, repetition 1, set 0: the readout of line 0, slice 1, repetition 1 holds values"
     )
     assert close == Close()
     assert error.text in caplog.text
