@@ -4,6 +4,7 @@ No I/O, but for what is kept from scan to scan: `receive` of anything but acquis
 """
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -298,8 +299,14 @@ def _answer(query: str) -> str:
     match query:
         case "ismrmrd::version":
             return version("ismrmrd")
-        case "gadgetron::version":
+        case "gadgetron::version" | "gadgetron::build":
             return f"inrecon {__version__}"
         case "gadgetron::info":
             return f"inrecon {__version__}\nconfigurations: {', '.join(names())}\n"
+        case "gadgetron::info::memory":
+            return str(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        case "gadgetron::info::python":
+            return "1"
+        case "gadgetron::info::matlab":
+            return "0"
     return "Unknown query"

@@ -145,6 +145,7 @@ REFUSED: dict[str, tuple[Callable[[SimulatedScan], Parts], str]] = {
     "noise of a thousand channels and more": (readout(resized(2000, 4), number=0), "noise readout of 2000 channels"),
     "encoding space that is not there": (readout(setter(encoding_space_ref=7)), "encoding space 7"),
     "not a number": (readout(lambda a: a.data.__setitem__((0, 0), np.nan)), "line 30, slice 0, repetition 0 holds"),
+    "values whose squares overflow": (every(lambda a: a.data.__imul__(1e36)), "its square overflows"),
     "infinity": (readout(lambda a: a.data.__setitem__((0, 0), np.inf)), "not finite"),
     "compression without being compressed": (
         readout(lambda a: a.set_flag(ismrmrd.ACQ_COMPRESSION1)),

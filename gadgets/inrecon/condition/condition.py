@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from inrecon.condition.compress import compression_matrix
@@ -9,6 +10,9 @@ from inrecon.condition.grid import centre_block, gridded, width
 from inrecon.condition.noise import noise_of
 from inrecon.errors import InvalidFrame
 from inrecon.frame import Measurement, RawFrame
+
+LARGEST = 1e15
+"""Magnitude of a sample; energies of a whole frame are sums of squares in single precision."""
 
 MOST_COILS = 12
 """To how many coils a scan is compressed, unless fewer will do."""
@@ -24,8 +28,12 @@ def condition(
     acquired, whatever the noise covariance is. Noise is then whitened by the scan's noise readouts, or by the outermost
     samples of the data where there are none; the same matrices go to calibration readouts of their own. Where those
     make no block, the imaging readouts are searched for one. 99.9 % of energy, not the customary 99 %, is worth 0.3 to
-    0.7 dB to CG-SENSE on real brains and up to 2.7 dB on simulated scans. Raises `InvalidFrame` if all k-space is zero.
+    0.7 dB to CG-SENSE on real brains and up to 2.7 dB on simulated scans. Raises `InvalidFrame` if all k-space is zero
+    or too large.
     """
+    peak = max(float(np.abs(part.kspace).max()) for part in (raw.imaging, raw.calibration) if part is not None)
+    if peak > LARGEST:
+        raise InvalidFrame(f"the largest sample has a magnitude of {peak:.3g}: beyond {LARGEST:g} its square overflows")
     x = width(raw)
     imaging = gridded(raw.imaging, raw.geometry, x=x, device=device)
     block = None
