@@ -91,7 +91,7 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
         metavar="OUT.h5",
         help="where the images go; of several files, or ending in /, a folder, as are --png and --report then",
     )
-    _add_request(parser)
+    _add_request(parser, otherwise="the one recorded in the file, or inr")
     _add_machine(parser)
     _add_tasks(parser, what="raw files at a time")
     parser.add_argument("--png", type=Path, metavar="DIR", help="write each image as PNG, too")
@@ -115,7 +115,7 @@ def _add_send(parser: argparse.ArgumentParser) -> None:
 
 def _add_explain(parser: argparse.ArgumentParser) -> None:
     _add_raw(parser)
-    _add_request(parser)
+    _add_request(parser, otherwise="the one recorded in the file, or inr")
     _add_hyperparameters(parser)
 
 
@@ -179,8 +179,9 @@ def _add_tasks(parser: argparse.ArgumentParser, *, what: str) -> None:
     parser.add_argument("--ray", metavar="ADDRESS", help="on the Ray cluster there ('auto': the one of this machine)")
 
 
-def _add_request(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-c", "--config", default="inr", help="name or text of a configuration (%(default)s)")
+def _add_request(parser: argparse.ArgumentParser, *, otherwise: str) -> None:
+    """`otherwise`: which configuration there is without the option."""
+    parser.add_argument("-c", "--config", help=f"name or text of a configuration ({otherwise})")
     parser.add_argument("--method", metavar="NAME", help="method to use instead of the configuration's")
     parser.add_argument("--preset", choices=PRESETS, help="how much time to spend")
     parser.add_argument(

@@ -6,23 +6,22 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from inrecon.errors import InreconError
-from inrecon.frame import Request
 from inrecon_server.arguments import MISUSED, build_parser
 
 if TYPE_CHECKING:
     from inrecon.hyperparams import Entry, HyperparameterFiles
     from inrecon.tuning import Plan, Scans
     from inrecon_server.batch import Done, FileJob
+    from inrecon_server.config import Wishes
 
 log = logging.getLogger(__name__)
 
@@ -125,12 +124,14 @@ def _stderr_to(path: Path | None) -> Iterator[None]:
 def _replay(options: argparse.Namespace) -> int:
     from inrecon_server.batch import FileJob, NoImage, places, reconstruct_file
 
-    request, elsewhere = _request(options), options.ray is not None
+    wishes, elsewhere = _wishes(options), options.ray is not None
+    _check_config(options.config, wishes)
     jobs = [
         FileJob(
             place,
             group=options.group,
-            request=request,
+            config=options.config,
+            wishes=wishes,
             hyperparameters=options.hyperparameters and options.hyperparameters.resolve(),
             device=options.device,
         )
@@ -176,20 +177,21 @@ def _replay_many(options: argparse.Namespace, jobs: Sequence[FileJob]) -> int:
     return 0
 
 
-def _request(options: argparse.Namespace) -> Request:
-    """What the configuration asks for, with what the command line sets over it."""
-    from inrecon_server.config import ConfigError, configure
+def _wishes(options: argparse.Namespace) -> Wishes:
+    """What the command line sets over the configuration."""
+    from inrecon_server.config import Wishes
 
-    configuration = configure(options.config)
-    if configuration.is_null and options.method is None:
-        raise ConfigError(f"the configuration {configuration.name!r} makes no images")
-    if configuration.ignored:
-        _warn(f"unknown parameters are ignored: {', '.join(configuration.ignored)}")
-    given: Mapping[str, Any] = {
-        name: value for name in ("method", "preset", "dtype") if (value := getattr(options, name)) is not None
-    }
-    overrides = {**configuration.request.overrides, **dict(options.settings)}
-    return replace(configuration.request, **given, overrides=overrides)
+    return Wishes(method=options.method, preset=options.preset, dtype=options.dtype, overrides=dict(options.settings))
+
+
+def _check_config(config: str | None, wishes: Wishes) -> None:
+    """Tell now what is wrong with a configuration that was given; raises `ConfigError`."""
+    from inrecon_server.config import configure, requested
+
+    if config is not None:
+        requested(config, wishes)
+        if ignored := configure(config).ignored:
+            _warn(f"unknown parameters are ignored: {', '.join(ignored)}")
 
 
 def _send(options: argparse.Namespace) -> int:
@@ -304,15 +306,21 @@ def _verify(scans: Scans, plan: Plan, *, entry: Entry, files: HyperparameterFile
 def _explain(options: argparse.Namespace) -> int:
     from inrecon.acquire import raw_frames
     from inrecon.hyperparams import HyperparameterFiles, explain
+    from inrecon_server.batch import request_for
     from inrecon_server.files import open_raw
 
+    wishes = _wishes(options)
+    _check_config(options.config, wishes)
     files = HyperparameterFiles.load(options.hyperparameters)
     with open_raw(options.raw, group=options.group) as raw:
+        request, notices = request_for(raw, options.config, wishes)
         protocols = dict.fromkeys(frame.protocol for frame in raw_frames(raw.header, raw.acquisitions()))
     if not protocols:
         raise Failed(f"{options.raw} holds no frame")
+    for notice in notices:
+        _say(notice.text)
     for protocol in protocols:
-        for line in explain(protocol, files, _request(options)).lines():
+        for line in explain(protocol, files, request).lines():
             _say(line)
     return 0
 

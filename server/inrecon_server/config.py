@@ -7,18 +7,20 @@ JSON ``{"parameters": {...}}``.
 
 import json
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from inrecon.errors import InreconError
-from inrecon.frame import DTYPES, PRESETS, Request
+from inrecon.frame import DTYPES, PRESETS, Dtype, Preset, Request
 from inrecon.registry import did_you_mean
 
 NULL = "null"
 """The method that reads everything and answers nothing but CLOSE."""
+SAVE_ONLY = "savedataonly"
+"""The configuration that keeps what it reads, and answers nothing else."""
 
 _HEALTH_CHECKS = ("isalive", "gtquery")
 _MAX_CHARACTERS = 1 << 20
@@ -49,10 +51,36 @@ class Configuration:
         """Whether everything is to be read and nothing answered."""
         return self.request.method == NULL
 
+    @property
+    def saves_only(self) -> bool:
+        """Whether the readouts are to be kept as a file, and nothing else done with them."""
+        return self.is_null and self.name == SAVE_ONLY
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What a command line sets over a configuration, whichever that is; None and no overrides leave it alone."""
+
+    method: str | None = None
+    preset: Preset | None = None
+    dtype: Dtype | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def over(self, configuration: Configuration) -> Configuration:
+        """`configuration` with these wishes fulfilled."""
+        request = configuration.request
+        wished = Request(
+            method=self.method or request.method,
+            preset=self.preset or request.preset,
+            dtype=self.dtype or request.dtype,
+            overrides={**request.overrides, **self.overrides},
+        )
+        return replace(configuration, request=wished)
+
 
 def names() -> list[str]:
     """The names a client may ask for, without ``.xml``."""
-    return sorted((*_texts(), NULL))
+    return sorted((*_texts(), NULL, SAVE_ONLY))
 
 
 def configure(name_or_text: str) -> Configuration:
@@ -87,9 +115,36 @@ def amend(configuration: Configuration, text: str) -> Configuration:
     )
 
 
+def requested(config: str, wishes: Wishes) -> Request:
+    """What the configuration `config`, a name or a text, asks for with `wishes` over it; raises `ConfigError`."""
+    configuration = wishes.over(configure(config))
+    if configuration.is_null:
+        raise ConfigError(f"the configuration {configuration.name!r} makes no images")
+    return configuration.request
+
+
+def recorded(config: str, parameters: Sequence[str]) -> Configuration:
+    """What a client asked for by `config`, a name or text, and then by FIRE's JSON, each over the last.
+
+    Raises `ConfigError` where a server would have refused it.
+    """
+    configuration, refused = Configuration(name="", request=Request()), None
+    try:
+        configuration = configure(config)
+    except ConfigError as error:
+        refused = error
+    for text in parameters:
+        amended = amend(configuration, text)
+        if amended.name:
+            configuration, refused = amended, None
+    if refused is not None:
+        raise refused
+    return configuration
+
+
 def _by_name(name: str) -> Configuration:
     bare = name.strip().removesuffix(".xml")
-    if bare == NULL or bare in _HEALTH_CHECKS:
+    if bare in (NULL, SAVE_ONLY) or bare in _HEALTH_CHECKS:
         return Configuration(name=bare, request=Request(method=NULL))
     texts = _texts()
     if bare in texts:
