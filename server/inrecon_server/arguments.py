@@ -69,6 +69,17 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where that is kept, for a person to look at",
     )
+    parser.add_argument(
+        "-s", "--savedata", action="store_true", default=None, help="keep every session as a raw file, in the folder:"
+    )
+    parser.add_argument(
+        "-S",
+        "--savedataFolder",
+        type=_folder,
+        metavar="DIR",
+        dest="savedata_folder",
+        help="where sessions are kept; without -s those whose clients ask for it",
+    )
     parser.add_argument("-v", "--verbose", action="store_true", default=None, help="log more")
     parser.add_argument(
         "-l", "--logfile", type=Path, metavar="FILE", dest="log_file", help="log to the end of FILE instead of stderr"

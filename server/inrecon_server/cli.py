@@ -79,6 +79,8 @@ def _serve(options: argparse.Namespace) -> int:
     settings = resolved.settings
     if settings.candidates is not None:
         _check_candidates(settings.candidates, used=settings.hyperparameters)
+    if settings.savedata_folder is not None:
+        TemporaryFile(dir=settings.savedata_folder).close()  # told now rather than after a scan
     with _stderr_to(settings.log_file):
         logging.basicConfig(
             level="DEBUG" if settings.verbose else "INFO", format="%(asctime)s %(levelname)-8s %(name)s: %(message)s"

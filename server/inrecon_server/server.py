@@ -9,8 +9,10 @@ from contextlib import suppress
 from itertools import count
 
 from inrecon.errors import InreconError
+from inrecon_server.capture import Captures
 from inrecon_server.config import configure
 from inrecon_server.connection import Connection, Patience
+from inrecon_server.keeping import Keeping
 from inrecon_server.session import Session
 from inrecon_server.settings import ServerSettings
 from inrecon_server.worker import InlineTuning, Worker
@@ -40,6 +42,7 @@ class _Server:
         self._settings = settings
         self._patience = patience
         self._worker = Worker(device=settings.device)
+        self._captures = _captures(settings)
         self._connections: set[asyncio.Task[None]] = set()
         self._served: set[asyncio.Task[None]] = set()
         self._numbers = count(1)
@@ -55,6 +58,8 @@ class _Server:
         if on_listening is not None:
             on_listening(host, port)
         self._worker.start()
+        if self._captures is not None:
+            self._captures.start()
         warming = asyncio.create_task(self._warm_up())
         try:
             await self._stopped.wait()
@@ -63,6 +68,8 @@ class _Server:
             await self._end_connections()
             warming.cancel()
             self._worker.stop()
+            if self._captures is not None:
+                self._captures.stop()
         with suppress(asyncio.CancelledError):
             await warming
 
@@ -80,6 +87,7 @@ class _Server:
         settings = self._settings
         # Those that are refused only wait for the client to hang up: counted in, they would keep the server full.
         full = len(self._served) >= settings.max_connections
+        name = f"connection {next(self._numbers)}"
         connection = Connection(
             reader,
             writer,
@@ -88,11 +96,13 @@ class _Server:
                 device=settings.device,
                 default_config=settings.default_config,
                 inline_tuning=_inline_tuning(settings),
+                can_save=self._captures is not None,
             ),
             worker=self._worker,
             patience=self._patience.cut_short() if full else self._patience,
-            name=f"connection {next(self._numbers)}",
+            name=name,
             refusal=f"the server has {settings.max_connections} connections already; try again later" if full else None,
+            capture=None if full or self._captures is None else self._captures.new(name),
         )
         task = asyncio.current_task()
         if task is not None:
@@ -117,3 +127,10 @@ def _inline_tuning(settings: ServerSettings) -> InlineTuning | None:
     if settings.tune_seconds is None or settings.candidates is None:
         return None
     return InlineTuning(seconds=settings.tune_seconds, folder=settings.candidates.resolve())
+
+
+def _captures(settings: ServerSettings) -> Captures | None:
+    if settings.savedata_folder is None:
+        return None
+    keeping = Keeping(folder=settings.savedata_folder.resolve(), days=settings.savedata_days, gib=settings.savedata_gib)
+    return Captures(keeping, always=settings.savedata)

@@ -12,7 +12,7 @@ from inrecon.acquire import Accumulator, parse_header
 from inrecon.errors import InreconError
 from inrecon.events import Event, listening
 from inrecon.frame import RawFrame, Request
-from inrecon_server.config import Configuration, amend, configure, names
+from inrecon_server.config import ConfigError, Configuration, Wishes, amend, configure, names
 from inrecon_server.notices import News, Notice, notice_of
 from inrecon_server.protocol import (
     Acquisition,
@@ -42,6 +42,9 @@ class Session:
 
     `receive` takes the client's messages but CLOSE, `finish` its CLOSE; both give the steps to take. `job` and `take`
     turn a frame into a job and the job's result into notices, strictly one job at a time and in the frames' order.
+
+    `wishes` go over whatever configuration the client sends. `can_save`: whether there is a folder for the readouts of
+    a client that wants them kept.
     """
 
     def __init__(
@@ -51,7 +54,11 @@ class Session:
         device: str,
         default_config: str | None = None,
         inline_tuning: InlineTuning | None = None,
+        wishes: Wishes | None = None,
+        can_save: bool = False,
     ) -> None:
+        self._wishes = wishes or Wishes()
+        self._can_save = can_save
         self._hyperparameters = hyperparameters
         self._device = device
         self._inline_tuning = inline_tuning
@@ -92,6 +99,7 @@ class Session:
         CLOSE without a header asks only whether the server is there: there is nothing to do.
         """
         if self._header is None or self._is_null:
+            self._check_saving()
             return
         yield from self._settle()
         if self._accumulator is not None:
@@ -135,19 +143,24 @@ class Session:
         return Error(notice.text) if notice.level == "ERROR" else None
 
     @property
+    def saves_only(self) -> bool:
+        """Whether the client wants its readouts kept, and nothing else."""
+        return self._configuration is not None and self._configuration.saves_only
+
+    @property
     def _is_null(self) -> bool:
         return self._configuration is not None and self._configuration.is_null
 
     def _configure(self, text: str) -> Iterator[Notice]:
         try:
-            self._configuration = configure(text)
+            self._configuration = self._wishes.over(configure(text))
         except InreconError as error:
             if self._default_config is None:
                 # Told when data comes: Gadgetron's client asks after noise with a chain of its own and then CLOSE, and
                 # FIRE may name the configuration after the header.
                 self._refused = error
                 return
-            self._configuration = configure(self._default_config)
+            self._configuration = self._wishes.over(configure(self._default_config))
             yield Notice(level="WARNING", text=f"{error}; {self._configuration.name!r} is used")
         yield from self._ignored(self._configuration)
 
@@ -160,7 +173,7 @@ class Session:
             amended = amend(self._configuration or Configuration(name="", request=Request()), text)
             yield from self._ignored(amended)
             if amended.name:
-                self._configuration, self._refused = amended, None
+                self._configuration, self._refused = self._wishes.over(amended), None
                 self._parse_header()
 
     def _ignored(self, configuration: Configuration) -> Iterator[Notice]:
@@ -174,10 +187,17 @@ class Session:
 
     def _add(self, acquisition: Acquisition) -> Iterator[Step]:
         if self._is_null:
+            self._check_saving()
             return
         yield from self._settle()
         if self._accumulator is not None:
             yield from self._heard(self._accumulator.add, acquisition)
+
+    def _check_saving(self) -> None:
+        if self.saves_only and self._header is not None and not self._can_save:
+            raise ConfigError(
+                "this server keeps no readouts: it was started without a folder for them (savedata_folder)"
+            )
 
     def _heard(self, collect: Callable[P, list[RawFrame]], *args: P.args, **kwargs: P.kwargs) -> Iterator[Step]:
         """The frames that `collect` gives, after what was announced meanwhile."""

@@ -31,6 +31,10 @@ class ServerSettings(BaseModel):
     refused. A scan of a protocol that no hyperparameter file is about is searched on for `tune_seconds`, and what is
     found kept in `candidates`. Scans at work when the server is told to stop have `shutdown_grace_s` to end. A client
     that neither sends nor takes anything for `idle_s` is let go.
+
+    With `savedata` every session is kept as a raw file in `savedata_folder`; without it, those whose clients ask for
+    ``savedataonly``. Such files are deleted after `savedata_days`, and the oldest of them where they are more than
+    `savedata_gib` together (None: never).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -42,6 +46,10 @@ class ServerSettings(BaseModel):
     default_config: str | None = None
     tune_seconds: float | None = Field(default=None, gt=0, le=86400)
     candidates: DirectoryPath | None = None
+    savedata: bool = False
+    savedata_folder: DirectoryPath | None = None
+    savedata_days: float | None = Field(default=None, gt=0, le=1e6)
+    savedata_gib: float | None = Field(default=None, gt=0, le=1e9)
     max_connections: int = Field(default=16, ge=1, le=10_000)
     idle_s: float = Field(default=600.0, gt=0, le=1e6)
     shutdown_grace_s: float = Field(default=5.0, ge=0, le=1e6)
@@ -52,6 +60,8 @@ class ServerSettings(BaseModel):
     def _together(self) -> Self:
         if (self.tune_seconds is None) != (self.candidates is None):
             raise ValueError("tune_seconds and candidates go together")
+        if self.savedata_folder is None and (self.savedata or self.savedata_days or self.savedata_gib):
+            raise ValueError("savedata, savedata_days and savedata_gib need savedata_folder")
         return self
 
 

@@ -7,8 +7,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from inrecon_server.client import ClientResult, send
 from inrecon_server.protocol import Close, Message, Parser, serialise
 
 _ENTRY = """
+{prelude}
 import json
 import logging
 import sys
@@ -27,7 +28,7 @@ from inrecon_server.server import serve
 from inrecon_server.settings import ServerSettings
 
 logging.basicConfig(level="INFO")
-patience = Patience(idle_s=30.0, silence_s=0.3, linger_s=1.0, send_buffer_bytes=1 << 16)
+patience = Patience(idle_s=30.0, silence_s=0.3, linger_s=1.0, captured_s=20.0, send_buffer_bytes=1 << 16)
 settings = ServerSettings(port=0, device="cpu", shutdown_grace_s=0.2, **json.loads(sys.argv[1]))
 serve(settings, patience=patience, on_listening=lambda host, port: print(port, flush=True))
 """
@@ -42,8 +43,12 @@ class RunningServer:
 
     def worker(self) -> int:
         """The process id of the worker: the child that Python's spawn started."""
-        (worker,) = (pid for pid in _children(self.process.pid) if b"spawn_main" in _command(pid))
+        (worker,) = self.children(b"spawn_main")
         return worker
+
+    def children(self, word: bytes) -> list[int]:
+        """The process ids of the children that have `word` in their command."""
+        return [pid for pid in _children(self.process.pid) if word in _command(pid)]
 
     def connect(self, *, receive_buffer: int | None = None) -> socket.socket:
         connection = socket.socket()
@@ -75,7 +80,8 @@ def read_all(connection: socket.socket) -> list[Message]:
 
 
 def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
 
 
 def _command(pid: int) -> bytes:
@@ -83,16 +89,25 @@ def _command(pid: int) -> bytes:
 
 
 @contextmanager
-def _running(**settings: int) -> Iterator[RunningServer]:
-    command = [sys.executable, "-c", _ENTRY, json.dumps(settings)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert process.stdout is not None
-    try:
-        yield RunningServer(process, int(process.stdout.readline()))
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(timeout=20)
-        process.stdout.close()
+def _running(*, prelude: str = "", log: Path | None = None, **settings: object) -> Iterator[RunningServer]:
+    """A server with these `settings`; `prelude` is run in its process before, and its log goes to `log` if given."""
+    command = [sys.executable, "-c", _ENTRY.replace("{prelude}", prelude), json.dumps(settings, default=str)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with log.open("w") if log is not None else nullcontext() as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+        assert process.stdout is not None
+        try:
+            yield RunningServer(process, int(process.stdout.readline()))
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=20)
+            process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def start_server() -> Callable[..., AbstractContextManager[RunningServer]]:
+    """Starts a server with the settings that it is given."""
+    return _running
 
 
 @pytest.fixture(scope="session")

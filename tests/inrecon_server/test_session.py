@@ -8,8 +8,9 @@ import pytest
 
 from inrecon.errors import InreconError, InvalidHeader
 from inrecon.events import FallBack
-from inrecon.frame import RawFrame, Series
+from inrecon.frame import RawFrame, Request, Series
 from inrecon.simulate import SimulatedScan, simulate_scan
+from inrecon_server.config import Wishes
 from inrecon_server.notices import MAX_WARNINGS, Notice, notice_of
 from inrecon_server.protocol import ConfigFile, ConfigText, Error, Header, Message, Query, Response, Text
 from inrecon_server.session import Session, Step
@@ -21,8 +22,8 @@ def scan() -> SimulatedScan:
     return simulate_scan(shape=(16, 16), coils=2, acceleration=1, acs=8, slices=2, repetitions=2)
 
 
-def session(*messages: Message, default_config: str | None = None) -> Session:
-    new = Session(hyperparameters=Path("/nowhere"), device="cpu", default_config=default_config)
+def session(*messages: Message, default_config: str | None = None, **more: object) -> Session:
+    new = Session(hyperparameters=Path("/nowhere"), device="cpu", default_config=default_config, **more)
     receive(new, messages)
     return new
 
@@ -204,3 +205,32 @@ def test_gadgetron_is_told_errors_only_and_in_its_own_form() -> None:
     assert running.tell(Notice(level="INFO", text="a")) is None
     assert running.tell(Notice(level="WARNING", text="a")) is None
     assert running.tell(Notice(level="ERROR", text="a")) == Error("a")
+
+
+def test_wishes_go_over_every_configuration(scan: SimulatedScan) -> None:
+    wishes = Wishes(preset="fast", overrides={"iterations": "3"})
+    for messages in (
+        (ConfigFile("cg_sense"), Header(scan.header)),
+        (ConfigFile("inr"), Header(scan.header), Text('{"parameters": {"config": "cg_sense", "preset": "quality"}}')),
+    ):
+        running = session(*messages, wishes=wishes)
+        (first, *_) = frames(receive(running, scan.acquisitions))
+        assert running.job(first).request == Request(method="cg_sense", preset="fast", overrides={"iterations": "3"})
+
+
+def test_a_method_that_is_wished_for_makes_images_of_what_asks_for_none(scan: SimulatedScan) -> None:
+    running = session(ConfigFile("null"), Header(scan.header), wishes=Wishes(method="zero_filled"))
+    assert frames(receive(running, scan.acquisitions))
+
+
+def test_a_session_that_shall_only_be_kept_needs_someone_to_keep_it(scan: SimulatedScan) -> None:
+    messages = ConfigFile("savedataonly"), Header(scan.header)
+    kept = session(*messages, can_save=True)
+    assert kept.saves_only
+    assert receive(kept, scan.acquisitions) == list(kept.finish()) == []
+    refused = session(*messages)
+    with pytest.raises(InreconError, match="without a folder"):
+        receive(refused, scan.acquisitions)
+    with pytest.raises(InreconError, match="without a folder"):
+        list(refused.finish())
+    assert list(session(ConfigFile("savedataonly")).finish()) == []

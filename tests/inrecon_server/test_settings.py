@@ -41,6 +41,9 @@ def test_an_empty_file_says_nothing(tmp_path: Path) -> None:
         ({}, {"INRECON_PORT": "[1"}, "environment variable INRECON_PORT is not valid YAML"),
         ({}, {"INRECON_PORT": "abc"}, "port (environment): input should be a valid integer"),
         ({"tune_seconds": 3}, {}, "tune_seconds and candidates go together"),
+        ({"savedata": True}, {}, "savedata, savedata_days and savedata_gib need savedata_folder"),
+        ({"savedata_days": 3}, {}, "savedata, savedata_days and savedata_gib need savedata_folder"),
+        ({"savedata_folder": "/nowhere"}, {}, "savedata_folder (option): path does not point to a directory"),
         ({"hyperparameters": "/nowhere"}, {}, "hyperparameters (option): path does not point to a directory"),
     ],
 )
