@@ -32,6 +32,7 @@ def build_parser(runs: Mapping[str, Callable[[argparse.Namespace], int]]) -> arg
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_serve(commands.add_parser("serve", help="reconstruct what clients and scanners send over TCP"))
     _add_replay(commands.add_parser("replay", help="reconstruct a raw file without a server"))
+    _add_stream(commands.add_parser("stream", help="reconstruct an MRD stream: stdin to stdout, pipes or files"))
     _add_send(commands.add_parser("send", help="send a raw file to a server and keep its images"))
     _add_tune(commands.add_parser("tune", help="find the hyperparameters of a protocol from raw scans of it"))
     _add_explain(commands.add_parser("explain", help="say which hyperparameter file a scan gets, and why"))
@@ -107,6 +108,13 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
     _add_tasks(parser, what="raw files at a time")
     parser.add_argument("--png", type=Path, metavar="DIR", help="write each image as PNG, too")
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="write what was done to each image")
+
+
+def _add_stream(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-i", "--input", type=Path, metavar="PATH", help="file or named pipe to read (stdin)")
+    parser.add_argument("-o", "--output", type=Path, metavar="PATH", help="file or named pipe to write (stdout)")
+    _add_request(parser, otherwise="inr; what the stream itself carries comes before it")
+    _add_machine(parser)
 
 
 def _add_send(parser: argparse.ArgumentParser) -> None:

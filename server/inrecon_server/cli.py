@@ -151,6 +151,33 @@ def _replay(options: argparse.Namespace) -> int:
     return 0
 
 
+def _stream(options: argparse.Namespace) -> int:
+    from inrecon_server.notices import Notice
+    from inrecon_server.streamed import opened, reconstruct_stream
+
+    def tell(notice: Notice) -> None:
+        sys.stderr.write(f"inrecon: {notice.level.lower()}: {notice.text}\n")
+
+    wishes = _wishes(options)
+    _check_config(options.config, wishes)
+    with opened(options.input, options.output) as (source, sink):
+        try:
+            problem = reconstruct_stream(
+                source,
+                sink,
+                config=options.config,
+                wishes=wishes,
+                hyperparameters=options.hyperparameters,
+                device=options.device,
+                tell=tell,
+            )
+        except BrokenPipeError as error:
+            raise Failed("whoever reads the images has gone") from error
+    if problem:
+        raise Failed(problem)
+    return 0
+
+
 def _tell(done: Done, *, preset: str | None, name: str = "") -> None:
     """What became of a raw file, its `name` before each line."""
     if preset:
@@ -371,6 +398,7 @@ def _doctor(_: argparse.Namespace) -> int:
 _COMMANDS = {
     "serve": _serve,
     "replay": _replay,
+    "stream": _stream,
     "send": _send,
     "tune": _tune,
     "explain": _explain,

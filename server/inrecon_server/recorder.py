@@ -234,8 +234,8 @@ def _waveform_table(waveforms: Sequence[Any]) -> NDArray[Any]:
 
 def _words(error: BaseException) -> str:
     """What is wrong, in a line without the name of a file."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno)
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 

@@ -143,6 +143,11 @@ class Session:
         return Error(notice.text) if notice.level == "ERROR" else None
 
     @property
+    def request(self) -> Request | None:
+        """What the client asks for, as far as it is known by now."""
+        return None if self._configuration is None else self._configuration.request
+
+    @property
     def saves_only(self) -> bool:
         """Whether the client wants its readouts kept, and nothing else."""
         return self._configuration is not None and self._configuration.saves_only
