@@ -1,7 +1,7 @@
 """Sessions kept as raw files: what a client sends goes through a bounded queue to a process that writes it.
 
-HDF5 ends the process that it is in where a write fails, and holds Python up where a disk is slow, so it has no place in
-the front. Here a thread hands on the bytes as they came, and a queue that is full ends the capture, not the scan.
+HDF5 ends the process that it is in where a write fails, so it has no place in the front. Here a thread hands on the
+bytes as they came, unparsed; a queue that is full ends the capture, not the scan.
 """
 
 from __future__ import annotations
