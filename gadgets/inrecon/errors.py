@@ -29,5 +29,13 @@ class FitDiverged(InreconError):
     """The fit left the finite numbers, or ended further from the data than it began."""
 
 
+class NoFit(InreconError):
+    """There was no fit: no time was left for it, or it took its process along."""
+
+
 class UnknownName(InreconError):
     """A method, encoder, operator or configuration of that name does not exist."""
+
+
+class ConfigError(InreconError):
+    """A configuration of that name does not exist, or its text says something that cannot be done."""

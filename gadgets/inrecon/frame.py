@@ -26,6 +26,9 @@ Complex = NDArray[np.complex64]
 Preset = Literal["fast", "standard", "quality"]
 PRESETS: tuple[Preset, ...] = ("fast", "standard", "quality")
 Dtype = Literal["complex", "float", "uint16"]
+Priority = Literal["realtime", "inline", "replay"]
+PRIORITIES: tuple[Priority, ...] = ("realtime", "inline", "replay")
+"""The first goes first; of equals, whoever has waited longest."""
 DTYPES: tuple[Dtype, ...] = ("complex", "float", "uint16")
 
 
@@ -62,6 +65,15 @@ class Geometry:
         ratio = min(1.0, self.recon_fov_mm[0] / self.encoded_fov_mm[0])
         return max(1, round(self.encoded_matrix[0] * ratio))
 
+    def without_oversampling(self) -> Geometry:
+        """The encoding space of readouts whose oversampling has been removed."""
+        width_mm = min(self.encoded_fov_mm[0], self.recon_fov_mm[0])
+        return replace(
+            self,
+            encoded_matrix=(self.readout_size, *self.encoded_matrix[1:]),
+            encoded_fov_mm=(width_mm, *self.encoded_fov_mm[1:]),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
@@ -87,13 +99,15 @@ class Noise:
     """What noise readouts told: `covariance` ``(coils, coils)`` of one complex sample (mean of n n^H).
 
     `samples` is the number of samples behind it; `sample_time_us` and `relative_bandwidth` (receiver
-    noise bandwidth over sampling bandwidth) scale it to the imaging readouts.
+    noise bandwidth over sampling bandwidth) scale it to the imaging readouts. `coil_labels` names the coils in their
+    order as the header does, which may name fewer or more than there are.
     """
 
     covariance: NDArray[np.complex128]
     samples: int
     sample_time_us: float
     relative_bandwidth: float
+    coil_labels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         shape = self.covariance.shape
@@ -330,12 +344,18 @@ class Reconstruction:
 class Request:
     """What the sender of a scan may ask for; None leaves the choice to the hyperparameter entry.
 
-    `overrides` sets fields of the method by name, checked by the method.
+    `overrides` sets fields of the method by name, checked by the method. An image is wanted `deadline_s` seconds after
+    the last of its readouts, None for when it is done; among scans that wait, the `priority` decides. `compare` asks
+    for CG-SENSE's image as well, as a series of its own. `series_name` is what viewers shall call the series.
     """
 
     method: str | None = None
     preset: Preset = "standard"
     dtype: Dtype = "uint16"
+    deadline_s: float | None = None
+    priority: Priority = "inline"
+    compare: bool = False
+    series_name: str | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -350,4 +370,5 @@ class Series:
 
 
 SeriesBySpace = Mapping[int, Series]
-"""The series of a scan that are open, by encoding space: images of one series must have one matrix size."""
+"""The series of a scan that are open, by encoding space (those of comparison above all of these): images of one series
+must have one matrix size."""

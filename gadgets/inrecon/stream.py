@@ -19,8 +19,9 @@ import torch
 
 from inrecon import __version__
 from inrecon.calibrate import espirit, smooth_sum_of_squares
-from inrecon.condition import condition
-from inrecon.errors import CalibrationFailed, InreconError, UnknownName
+from inrecon.condition import MOST_COILS, condition
+from inrecon.deadline import time_left, time_limit
+from inrecon.errors import CalibrationFailed, InreconError, NoFit, UnknownName
 from inrecon.events import FallBack, observe
 from inrecon.frame import (
     CoilMaps,
@@ -38,11 +39,26 @@ from inrecon.image import to_image
 from inrecon.methods import Auto, CGSense, Method, hold_out
 from inrecon.operators import CartesianSense
 
-HELD_OUT = 0.05
-"""The part of the samples that judges a fit."""
-
 Report = dict[str, Any]
 """The facts about one image by name, ready for JSON."""
+
+HELD_OUT = 0.05
+"""The part of the samples that judges a fit."""
+COMPARED = "cg_sense"
+COMPARED_SPACE = 10_000
+"""From an encoding space to the one under which images for comparison have their series."""
+LINEAR: Report = {
+    "method": COMPARED,
+    "hyperparameters": {},
+    "sources": {},
+    "iterations": None,
+    "stopped_by": None,
+    "training_loss": None,
+    "validation_loss": None,
+    "remark": "for comparison",
+    "fallback": None,
+}
+"""What the report of such an image says in place of what is said of the fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,57 +71,88 @@ class Result:
 
 
 def reconstruct(
-    raw: RawFrame, *, request: Request, hyperparameters: HyperparameterFiles, device: str, series: SeriesBySpace
+    raw: RawFrame,
+    *,
+    request: Request,
+    hyperparameters: HyperparameterFiles,
+    device: str,
+    series: SeriesBySpace,
+    seconds: float | None = None,
+    max_coils: int = MOST_COILS,
+    no_fit: str | None = None,
 ) -> Result:
-    """One raw frame to its image.
+    """One raw frame to its image, and to CG-SENSE's as well if that is asked for.
 
-    `series` is what the last frame of the same scan returned (empty for the first). Raises `InreconError` kinds:
-    `InvalidFrame`, `NoHyperparameters`, `InvalidHyperparameter`, `UnknownName`. A fit that diverges or calibration
-    that fails does not raise: it is announced as a `FallBack` event and written into Meta and report.
+    `series` is what the last frame of the same scan returned (empty for the first). The fit ends in time for an image
+    after `seconds`, with what it has by then. Coils are compressed to at most `max_coils`. `no_fit` says why CG-SENSE
+    shall stand in for the fit. Raises `InreconError` kinds: `InvalidFrame`, `NoHyperparameters`,
+    `InvalidHyperparameter`, `UnknownName`. A fit that diverges or comes too late, or calibration that fails, does not
+    raise: it is announced as a `FallBack` event and written into Meta and report.
     """
     clock = _Stopwatch()
     with clock("look_up"):
         entry = hyperparameters.look_up(raw.protocol)
         resolved = entry.resolve(request)
-    with clock("condition"):
-        measurement = condition(raw, device=device)
-    problems = _solve(measurement, method=resolved.method, clock=clock)
-    report = _report(raw, resolved, measurement, problems, device=device) | {"seconds": dict(clock.seconds)}
-    space = raw.key.encoding_space
-    with clock("image"):
-        image, used = to_image(
-            _volume(problems, axes=measurement.axes),
-            raw=raw,
-            dtype=request.dtype,
-            series=series.get(space, Series(index=1 + space)),
-            meta=_meta(report),
-        )
-    report |= {"series": image.image_series_index, "index": image.image_index, "seconds": clock.seconds}
-    return Result(images=(image,), reports=(report,), series={**series, space: used})
+    with time_limit(seconds):
+        with clock("condition"):
+            measurement = condition(raw, device=device, max_coils=max_coils)
+        method, compared = resolved.method, request.compare and resolved.name != COMPARED
+        problems = _solve(measurement, method=method, no_fit=no_fit, compared=compared, clock=clock)
+    report = _report(raw, resolved, measurement, problems, device=device)
+    volumes = {raw.key.encoding_space: (_volume([p.image for p in problems], axes=measurement.axes), report)}
+    if compared:
+        linear = _volume([p.linear for p in problems if p.linear is not None], axes=measurement.axes)
+        volumes[COMPARED_SPACE + raw.key.encoding_space] = linear, report | LINEAR
+    images, reports = [], []
+    for space, (volume, facts) in volumes.items():
+        with clock("image"):
+            image, used = to_image(
+                volume,
+                raw=raw,
+                dtype=request.dtype,
+                series=series.get(space, Series(index=1 + space)),
+                meta=_meta(facts | {"seconds": clock.seconds}, series_name=request.series_name),
+            )
+        series = {**series, space: used}
+        images.append(image)
+        place = {"series": image.image_series_index, "index": image.image_index}
+        reports.append(facts | place | {"seconds": dict(clock.seconds)})
+    return Result(images=tuple(images), reports=tuple(reports), series=series)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Solved:
-    """One 2-D problem's way: its maps, its reconstruction, and what of it is not what was asked for."""
+    """One 2-D problem's way: its maps, its reconstruction, and what of it is not what was asked for; `linear` is
+    CG-SENSE's image, if that was asked for, too."""
 
     image: torch.Tensor
+    linear: torch.Tensor | None
     reconstruction: Reconstruction
     maps: CoilMaps
     fallbacks: tuple[str, ...]
 
 
-def _solve(measurement: Measurement, *, method: Method, clock: _Stopwatch) -> list[_Solved]:
+def _solve(
+    measurement: Measurement, *, method: Method, no_fit: str | None, compared: bool, clock: _Stopwatch
+) -> list[_Solved]:
     """Coil maps and fit of each problem of the batch."""
     fallbacks: list[list[str]] = [[] for _ in measurement.kspace]
     frames, scales = _frames(measurement, fallbacks=fallbacks, clock=clock)
+
+    def finished(image: torch.Tensor, frame: Frame, scale: float) -> torch.Tensor:
+        return combined(measurement, frame.maps.csm, image) * (scale * measurement.scale)
+
     with clock("fit"):
-        fits = method.fit_slices(frames)
+        if no_fit is None and time_left() <= 0:
+            no_fit = "no time was left for the fit"
+        fits = method.fit_slices(frames) if no_fit is None else [NoFit(no_fit)] * len(frames)
         tried = zip(frames, fits, fallbacks, strict=True)
         chosen = [_guarded(frame, fit, fallbacks=reasons) for frame, fit, reasons in tried]
         _synchronise(measurement.kspace.device)
     return [
         _Solved(
-            image=combined(measurement, frame.maps.csm, fit.image) * (scale * measurement.scale),
+            image=finished(fit.image, frame, scale),
+            linear=finished(CGSense().fit(frame).image, frame, scale) if compared else None,
             reconstruction=fit,
             maps=frame.maps,
             fallbacks=tuple(reasons),
@@ -198,9 +245,9 @@ def _fall_back(room: str, reason: str, fallbacks: list[str]) -> None:
     fallbacks.append(reason)
 
 
-def _volume(problems: list[_Solved], *, axes: str) -> Complex:
+def _volume(images: Sequence[torch.Tensor], *, axes: str) -> Complex:
     """``(z, y, x)`` on the conditioned grid: one ``(y, x)`` image, or a batch over x of ``(z, y)`` images."""
-    stacked = torch.stack([problem.image for problem in problems], 0 if axes == "yx" else 2)
+    stacked = torch.stack(list(images), 0 if axes == "yx" else 2)
     volume: Complex = stacked.cpu().numpy()
     return volume
 
@@ -248,14 +295,17 @@ def _different(texts: Iterable[str]) -> str:
     return "; ".join(distinct[:3] + more)
 
 
-def _meta(report: Report) -> dict[str, str]:
-    """The report as image Meta: ``inrecon_<name>``, hyperparameters one by one with their source."""
+def _meta(report: Report, *, series_name: str | None) -> dict[str, str]:
+    """The report as image Meta: ``inrecon_<name>``, hyperparameters one by one with their source; the name of the
+    series as scanners read it."""
     nested = ("hyperparameters", "sources", "seconds")
     facts = {k: v for k, v in report.items() if k not in nested and v is not None}
     facts |= {f"seconds_{stage}": seconds for stage, seconds in report["seconds"].items()}
     meta = {f"inrecon_{name}": str(value) for name, value in facts.items()}
     for name, value in report["hyperparameters"].items():
         meta[f"inrecon_hyperparameter_{name}"] = f"{value} ({report['sources'][name]})"
+    if series_name is not None:
+        meta["SeriesDescriptionAdditional"] = series_name
     return meta
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from inrecon.deadline import time_limit
 from inrecon.encoders import Encoder, EncoderSettings, encoders, pixel_centres
 from inrecon.errors import InreconError
 from inrecon.frame import CoilMaps, Frame, Protocol
@@ -279,6 +280,16 @@ class MethodConformance:
                 continue
             assert torch.isfinite(torch.view_as_real(result.trial)).all()
             assert result.validation_loss == frame.loss(result.trial)
+
+    def test_without_time_there_is_an_image_all_the_same(self) -> None:
+        """Finite, of no more iterations than a fit that has time; it may be CG-SENSE that looks better."""
+        frame = hold_out(simulated_frame()[0], 0.2, seed=0)
+        with time_limit(-1):
+            hurried = or_error(self.method.fit, frame)
+        if isinstance(hurried, InreconError):  # as `fit` may
+            return
+        assert torch.isfinite(torch.view_as_real(hurried.image)).all()
+        assert hurried.iterations <= self.method.fit(frame).iterations
 
     def test_builds_from_its_own_values(self) -> None:
         """Every field can be written to a file and read back."""

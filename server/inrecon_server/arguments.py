@@ -49,6 +49,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     """Options without defaults of their own: where one is not given, the environment or a file may say it."""
     parser.add_argument("-H", "--host", help="address to listen on (127.0.0.1)")
     parser.add_argument("-p", "--port", type=_port, help="port, 0 for any free one (9002)")
+    parser.add_argument("--http-port", type=_port, help="where metrics and health are told, on this machine (9003)")
     parser.add_argument(
         "-d",
         "--defaultConfig",
@@ -69,6 +70,13 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         type=_folder,
         metavar="DIR",
         help="where that is kept, for a person to look at",
+    )
+    parser.add_argument(
+        "--state",
+        type=_folder,
+        metavar="DIR",
+        dest="state_folder",
+        help="keep the noise of noise scans there, so that a restart does not lose it",
     )
     parser.add_argument(
         "-s", "--savedata", action="store_true", default=None, help="keep every session as a raw file, in the folder:"
@@ -121,8 +129,13 @@ def _add_send(parser: argparse.ArgumentParser) -> None:
     _add_raw(parser)
     parser.add_argument("-a", "--address", default="127.0.0.1", metavar="HOST", help="the server's (%(default)s)")
     parser.add_argument("-p", "--port", type=_port, default=9002, help="the server's (%(default)s)")
+    parser.add_argument(
+        "--tls-ca", type=Path, metavar="FILE.pem", help="by TLS, trusting this authority's certificates"
+    )
+    parser.add_argument("--tls-certificate", type=Path, metavar="FILE.pem", help="shown to a server that wants one")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE.pem", help="its key, if that is in a file of its own")
     parser.add_argument("-c", "--config", default="inr", help="name or text of a configuration (%(default)s)")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.h5", help="where the images go")
+    parser.add_argument("-o", "--output", type=Path, metavar="OUT.h5", help="where the images go, if there are any")
     parser.add_argument(
         "--timeout",
         type=_seconds,

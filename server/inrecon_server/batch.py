@@ -10,9 +10,9 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
-from inrecon.errors import InreconError
+from inrecon.errors import ConfigError, InreconError
 from inrecon.frame import Request
-from inrecon_server.config import ConfigError, Wishes, recorded, requested
+from inrecon_server.config import Wishes, recorded, requested
 from inrecon_server.files import RawFile, UnwritableFile, open_raw, replacing, write_images, write_pngs
 from inrecon_server.notices import Notice
 from inrecon_server.tasks import Ended, Tasks
@@ -95,7 +95,7 @@ def request_for(raw: RawFile, config: str | None, wishes: Wishes) -> tuple[Reque
     except ConfigError as error:
         text = f"{raw.path} was recorded with a configuration that cannot be used here: {error}; give another one (-c)"
         raise ConfigError(text) from error
-    if configuration.is_null:
+    if not configuration.makes_images:
         raise ConfigError(
             f"{raw.path} was recorded with the configuration {configuration.name!r}, which makes no images; "
             "give another one (-c)"

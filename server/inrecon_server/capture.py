@@ -16,6 +16,7 @@ from collections import deque
 from contextlib import suppress
 
 from inrecon_server.keeping import Keeping, unfinished
+from inrecon_server.logs import LogFormat
 from inrecon_server.recorder import Recorded
 
 log = logging.getLogger(__name__)
@@ -30,10 +31,10 @@ _STOP_S = 30.0
 class Captures:
     """The captures of a server: `always` of every session, or only of clients that ask for it."""
 
-    def __init__(self, keeping: Keeping, *, always: bool, queue_bytes: int = QUEUE_BYTES) -> None:
+    def __init__(self, keeping: Keeping, *, always: bool, log_format: LogFormat = "text") -> None:
         self._keeping = keeping
         self._always = always
-        self._queue_bytes = queue_bytes
+        self._log_format: LogFormat = log_format
         self._captures: set[Capture] = set()
 
     def start(self) -> None:
@@ -46,7 +47,7 @@ class Captures:
     def new(self, name: str) -> Capture:
         """The capture of a session; `name` is for the log."""
         self._captures = {capture for capture in self._captures if capture.at_work}
-        capture = Capture(self._keeping, name=name, always=self._always, queue_bytes=self._queue_bytes)
+        capture = Capture(self._keeping, name=name, always=self._always, log_format=self._log_format)
         self._captures.add(capture)
         return capture
 
@@ -66,8 +67,17 @@ class Capture:
     will come, `release` that nobody will ask any more. `take_problem` tells once why not all is kept.
     """
 
-    def __init__(self, keeping: Keeping, *, name: str, always: bool, queue_bytes: int = QUEUE_BYTES) -> None:
+    def __init__(
+        self,
+        keeping: Keeping,
+        *,
+        name: str,
+        always: bool,
+        queue_bytes: int = QUEUE_BYTES,
+        log_format: LogFormat = "text",
+    ) -> None:
         self.always = always
+        self._log_format = log_format
         self._keeping = keeping
         self._name = name
         self._queue_bytes = queue_bytes
@@ -166,6 +176,7 @@ class Capture:
             "days": keeping.days,
             "gib": keeping.gib,
             "log_level": log.getEffectiveLevel(),
+            "log_format": self._log_format,
         }
         # Out of reach of Ctrl-C: what has come is written first.
         with subprocess.Popen(  # noqa: S603  our own module

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -72,6 +72,7 @@ def _say(text: str) -> None:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from inrecon_server.logs import log_to_stderr
     from inrecon_server.server import serve
     from inrecon_server.settings import resolve
 
@@ -79,12 +80,12 @@ def _serve(options: argparse.Namespace) -> int:
     settings = resolved.settings
     if settings.candidates is not None:
         _check_candidates(settings.candidates, used=settings.hyperparameters)
+    if settings.state_folder is not None:
+        TemporaryFile(dir=settings.state_folder).close()  # told now rather than when a scan's noise is lost
     if settings.savedata_folder is not None:
         TemporaryFile(dir=settings.savedata_folder).close()  # told now rather than after a scan
     with _stderr_to(settings.log_file):
-        logging.basicConfig(
-            level="DEBUG" if settings.verbose else "INFO", format="%(asctime)s %(levelname)-8s %(name)s: %(message)s"
-        )
+        log_to_stderr("DEBUG" if settings.verbose else "INFO", settings.log_format)
 
         def listening(host: str, port: int) -> None:
             log.info("settings: %s", ", ".join(resolved.lines()))
@@ -225,6 +226,8 @@ def _check_config(config: str | None, wishes: Wishes) -> None:
 
 def _send(options: argparse.Namespace) -> int:
     from inrecon_server.client import ConnectionFailedError, send
+    from inrecon_server.config import NOISE_ONLY
+    from inrecon_server.door import client_tls
     from inrecon_server.files import open_raw, replacing, write_images
     from inrecon_server.protocol import Message, Text
 
@@ -232,7 +235,14 @@ def _send(options: argparse.Namespace) -> int:
         if isinstance(message, Text):
             _say(message.text)
 
-    with open_raw(options.raw, group=options.group) as raw, replacing(options.output, source=options.raw) as images:
+    if options.tls_ca is None and (options.tls_certificate or options.tls_key):
+        raise InreconError("--tls-certificate and --tls-key need --tls-ca")
+    tls = options.tls_ca and client_tls(options.tls_ca, options.tls_certificate, options.tls_key)
+    noise_only = options.config.removesuffix(".xml") == NOISE_ONLY
+    if (options.output is None) != noise_only:
+        raise InreconError(f"{NOISE_ONLY} makes no images for --output" if noise_only else "images need an --output")
+    place = nullcontext() if noise_only else replacing(options.output, source=options.raw)
+    with open_raw(options.raw, group=options.group) as raw, place as images:
         try:
             result = send(
                 raw.header,
@@ -241,17 +251,20 @@ def _send(options: argparse.Namespace) -> int:
                 port=options.port,
                 config=options.config,
                 timeout_s=options.timeout,
+                tls=tls,
                 on_answer=hear,
             )
         except ConnectionFailedError as error:
             raise Failed(str(error)) from error
-        if not result.images:
-            raise Failed("the server sent no image" + (f": {result.problem}" if result.problem else ""))
-        write_images(images, result.images)
+        if images is not None:
+            if not result.images:
+                raise Failed("the server sent no image" + (f": {result.problem}" if result.problem else ""))
+            write_images(images, result.images)
+    asked = options.output or "the noise"
     if result.problem:
-        raise Failed(f"{options.output} may not be complete: {result.problem}")
+        raise Failed(f"{asked} may not be complete: {result.problem}")
     if any(text.startswith("ERROR") for text in result.texts):
-        raise Failed(f"{options.output} may not be complete: the server told of an error")
+        raise Failed(f"{asked} may not be complete: the server told of an error")
     return 0
 
 

@@ -1,6 +1,7 @@
 """A client on a plain blocking socket: sends one scan and gathers what the server answers."""
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -49,17 +50,20 @@ def send(
     config: str | None = "inr",
     parameters: str | None = None,
     timeout_s: float = 600.0,
+    tls: ssl.SSLContext | None = None,
     on_answer: Callable[[Message], None] | None = None,
 ) -> ClientResult:
     """Send a scan and wait for the server's CLOSE.
 
     `header` is ISMRMRD XML, `data` the acquisitions and waveforms in order, `config` the name of a configuration, or
-    the text of one, `parameters` FIRE's JSON; None leaves a message out. `on_answer` is called with each message of
-    the server, from another thread. After `timeout_s` in which the server takes nothing, or all has been sent and it
-    says nothing, it is waited for no longer. Raises `ConnectionFailedError` if there is no server.
+    the text of one, `parameters` FIRE's JSON; None leaves a message out; `tls` encrypts. `on_answer` is called with
+    each message of the server, from another thread. After `timeout_s` in which the server takes nothing, or all has
+    been sent and it says nothing, it is waited for no longer. Raises `ConnectionFailedError` if there is no server.
     """
     try:
         connection = socket.create_connection((host, port), timeout=timeout_s)
+        if tls is not None:
+            connection = tls.wrap_socket(connection, server_hostname=host)
     except OSError as error:
         raise ConnectionFailedError(f"no server answers at {host}:{port}: {error}") from error
     with connection:

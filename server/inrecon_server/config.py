@@ -6,31 +6,29 @@ JSON ``{"parameters": {...}}``.
 """
 
 import json
-import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from inrecon.errors import InreconError
-from inrecon.frame import DTYPES, PRESETS, Dtype, Preset, Request
+from inrecon.errors import ConfigError
+from inrecon.frame import Dtype, Preset, Request
+from inrecon.properties import PARAMETERS, changed, parse_xml, properties_of
 from inrecon.registry import did_you_mean
 
 NULL = "null"
 """The method that reads everything and answers nothing but CLOSE."""
 SAVE_ONLY = "savedataonly"
 """The configuration that keeps what it reads, and answers nothing else."""
+NOISE_ONLY = "default_measurement_dependencies"
+"""Gadgetron's name for what is done with a noise scan: its noise is kept for later ones, and no images are made."""
 
 _HEALTH_CHECKS = ("isalive", "gtquery")
 _MAX_CHARACTERS = 1 << 20
-_MAX_OVERRIDES = 100
-_MAX_VALUE = 200
+_MAX_IGNORED = 100
 _BY_NAME = ("config", "customconfig")
-
-
-class ConfigError(InreconError):
-    """A configuration of that name does not exist, or its text says something that cannot be done."""
+_BY_JSON = PARAMETERS | {"iterations"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,18 +36,25 @@ class Configuration:
     """A configuration as understood: `name` for texts and logs, `request` for the reconstruction.
 
     `ignored` names what was not understood and has no effect; `from_gadgetron` is True where Gadgetron itself
-    sent its external module's configuration, which expects other answers than a client does.
+    sent its external module's configuration, which expects other answers than a client does. `keeps_noise_only` is True
+    where a scan is sent for its noise readouts, and no images are wanted.
     """
 
     name: str
     request: Request
     ignored: tuple[str, ...] = ()
     from_gadgetron: bool = False
+    keeps_noise_only: bool = False
 
     @property
     def is_null(self) -> bool:
         """Whether everything is to be read and nothing answered."""
         return self.request.method == NULL
+
+    @property
+    def makes_images(self) -> bool:
+        """Whether images are wanted."""
+        return not (self.is_null or self.keeps_noise_only)
 
     @property
     def saves_only(self) -> bool:
@@ -69,18 +74,20 @@ class Wishes:
     def over(self, configuration: Configuration) -> Configuration:
         """`configuration` with these wishes fulfilled."""
         request = configuration.request
-        wished = Request(
+        wished = replace(
+            request,
             method=self.method or request.method,
             preset=self.preset or request.preset,
             dtype=self.dtype or request.dtype,
             overrides={**request.overrides, **self.overrides},
         )
-        return replace(configuration, request=wished)
+        noise_only = configuration.keeps_noise_only and self.method is None
+        return replace(configuration, request=wished, keeps_noise_only=noise_only)
 
 
 def names() -> list[str]:
     """The names a client may ask for, without ``.xml``."""
-    return sorted((*_texts(), NULL, SAVE_ONLY))
+    return sorted((*_texts(), NULL, SAVE_ONLY, NOISE_ONLY))
 
 
 def configure(name_or_text: str) -> Configuration:
@@ -98,27 +105,27 @@ def configure(name_or_text: str) -> Configuration:
 def amend(configuration: Configuration, text: str) -> Configuration:
     """`configuration` changed by FIRE's JSON `text`; raises `ConfigError`.
 
-    ``config`` and ``customconfig`` name another configuration; ``method``, ``preset`` and ``dtype`` change the
-    request; other keys are listed in `Configuration.ignored`. Empty values and ``None`` change nothing.
+    ``config`` and ``customconfig`` name another configuration; `PARAMETERS` and ``iterations`` change the request, be
+    they texts or numbers; other keys are listed in `Configuration.ignored`. Empty values and ``None`` change nothing.
     """
     parameters = _json_parameters(text)
     known = {key: value for key, value in parameters.items() if str(value).strip() not in ("", "None")}
     for key in _BY_NAME:
         if key in known:
             configuration = replace(_by_name(str(known[key])), from_gadgetron=configuration.from_gadgetron)
-    wanted: dict[str, str] = {key: str(known[key]) for key in ("method", "preset", "dtype") if key in known}
-    ignored = sorted(set(parameters) - {*_BY_NAME, "method", "preset", "dtype"})
+    wanted = {key: str(known[key]) for key in sorted(_BY_JSON) if key in known}
+    ignored = sorted(set(parameters) - {*_BY_NAME, *_BY_JSON})
     return replace(
         configuration,
-        request=_changed(configuration.request, wanted),
-        ignored=tuple(key[:40] for key in ignored[:_MAX_OVERRIDES]),
+        request=changed(configuration.request, wanted),
+        ignored=tuple(key[:40] for key in ignored[:_MAX_IGNORED]),
     )
 
 
 def requested(config: str, wishes: Wishes) -> Request:
     """What the configuration `config`, a name or a text, asks for with `wishes` over it; raises `ConfigError`."""
     configuration = wishes.over(configure(config))
-    if configuration.is_null:
+    if not configuration.makes_images:
         raise ConfigError(f"the configuration {configuration.name!r} makes no images")
     return configuration.request
 
@@ -146,6 +153,8 @@ def _by_name(name: str) -> Configuration:
     bare = name.strip().removesuffix(".xml")
     if bare in (NULL, SAVE_ONLY) or bare in _HEALTH_CHECKS:
         return Configuration(name=bare, request=Request(method=NULL))
+    if bare == NOISE_ONLY:
+        return Configuration(name=bare, request=Request(), keeps_noise_only=True)
     texts = _texts()
     if bare in texts:
         return _from_xml(texts[bare], name=bare)
@@ -165,36 +174,16 @@ def _texts() -> Mapping[str, str]:
 
 
 def _from_xml(text: str, *, name: str) -> Configuration:
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise ConfigError("the configuration declares a document type; remove its <!DOCTYPE ...>")
-    try:
-        root = ET.fromstring(text)  # noqa: S314  no document type, so no entities to expand
-    except (ET.ParseError, ValueError) as error:
-        raise ConfigError(f"the configuration is not well-formed XML: {error}") from error
+    root = parse_xml(text)
     if root.find(".//gadget") is not None and root.find(".//external") is None:
         raise ConfigError(
             "the configuration is a chain of Gadgetron's own gadgets, which this server does not have; "
             f"ask for one of {', '.join(names())}, or send <configuration> with <property name= value=> elements"
         )
-    properties = dict(_properties(root))
+    properties = properties_of(root)
     # Gadgetron sends only the innermost <configuration>; a whole chain comes from a client.
     from_gadgetron = properties.pop("peer", "") == "gadgetron" and root.find(".//external") is None
-    if len(properties) > _MAX_OVERRIDES:
-        raise ConfigError(f"the configuration sets {len(properties)} properties; at most {_MAX_OVERRIDES} are read")
-    return Configuration(name=name, request=_changed(Request(), properties), from_gadgetron=from_gadgetron)
-
-
-def _properties(root: ET.Element) -> Iterator[tuple[str, str]]:
-    """The ``<property>`` elements below `root`, except those that belong to a ``<gadget>``."""
-    pending = [root]
-    while pending:
-        element = pending.pop()
-        if element.tag == "property" and "name" in element.attrib:
-            if "value" not in element.attrib:
-                raise ConfigError(f"the property {element.attrib['name']!r} has no value")
-            yield element.attrib["name"], element.attrib["value"]
-        elif element.tag != "gadget":
-            pending.extend(reversed(element))
+    return Configuration(name=name, request=changed(Request(), properties), from_gadgetron=from_gadgetron)
 
 
 def _json_parameters(text: str) -> dict[str, Any]:
@@ -206,19 +195,3 @@ def _json_parameters(text: str) -> dict[str, Any]:
     if not isinstance(parameters, dict):
         raise ConfigError('a JSON configuration needs an object "parameters", as in {"parameters": {"preset": "fast"}}')
     return parameters
-
-
-def _changed(request: Request, properties: Mapping[str, str]) -> Request:
-    """`request` with `properties` set: method, preset and dtype by name, the rest as fields of the method."""
-    fields = dict(properties)
-    method = fields.pop("method", None) or request.method
-    preset = fields.pop("preset", request.preset)
-    dtype = fields.pop("dtype", request.dtype)
-    long = next((name for name, value in properties.items() if max(len(name), len(value)) > _MAX_VALUE), None)
-    if long is not None:
-        raise ConfigError(f"the property {long[:40]!r} or its value has more than {_MAX_VALUE} characters")
-    if preset not in PRESETS:
-        raise ConfigError(f"unknown preset {preset[:40]!r}: known are {', '.join(PRESETS)}")
-    if dtype not in DTYPES:
-        raise ConfigError(f"unknown image type (dtype) {dtype[:40]!r}: known are {', '.join(DTYPES)}")
-    return Request(method=method, preset=preset, dtype=dtype, overrides={**request.overrides, **fields})

@@ -9,17 +9,22 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from inrecon.errors import InreconError
 from inrecon.frame import RawFrame
 from inrecon_server.capture import Capture, ended_early, kept_as
+from inrecon_server.job import Job, JobResult
+from inrecon_server.metrics import Metrics, Outcome
 from inrecon_server.notices import Level, Notice
 from inrecon_server.protocol import (
     Acquisition,
     Close,
+    DependencyQuery,
     Header,
     Image,
     Message,
@@ -27,12 +32,13 @@ from inrecon_server.protocol import (
     ProtocolError,
     Response,
     State,
+    TooLarge,
     Truncated,
     Waveform,
     serialise,
 )
 from inrecon_server.session import Session, Step
-from inrecon_server.worker import Worker
+from inrecon_server.worker import Beat, Workers
 
 log = logging.getLogger(__name__)
 
@@ -48,14 +54,18 @@ _TCP_CLOSED = 7  # TCP_CLOSE of Linux' netinet/tcp.h, the first byte of TCP_INFO
 class Patience:
     """What a connection may cost.
 
-    `idle_s`: how long a peer may neither send nor take anything. `send_buffer_bytes`: how much may wait for the client
-    before its next frame is reconstructed. `waiting_frames`: how many may wait for the worker before the socket is
-    read on. After an error the client is heard out for at most `discard_s` and `discard_bytes`, and where its messages
-    cannot be told apart any more, until it is silent for `silence_s`. `linger_s`: how long to wait for it to hang up.
-    `captured_s`: how long CLOSE may wait for the end of the capture, so that the client hears if that fails.
+    `idle_s`: how long a peer may neither send nor take anything. `scan_s` and `scan_bytes`: how long it may send, and
+    how much. `send_buffer_bytes`: how much may wait for the client before its next frame is reconstructed.
+    `waiting_frames`: how many may wait for the worker before the socket is read on. After an error the client is heard
+    out for at most `discard_s` and `discard_bytes`, and where its messages cannot be told apart any more, until it is
+    silent for `silence_s`. `linger_s`: how long to wait for it to hang up. `progress_s`: after how long a client that
+    waits for an image is told how far that is. `captured_s`: how long CLOSE may wait for the end of the capture, so
+    that the client hears if that fails.
     """
 
     idle_s: float = 600.0
+    scan_s: float = 86_400.0
+    scan_bytes: int = 1 << 40
     send_buffer_bytes: int = 16 << 20
     waiting_frames: int = 2
     discard_s: float = 600.0
@@ -63,6 +73,7 @@ class Patience:
     silence_s: float = 5.0
     linger_s: float = 2.0
     captured_s: float = 1.0
+    progress_s: float = 60.0
 
     def cut_short(self) -> "Patience":
         """The patience with a client that is not served."""
@@ -81,7 +92,8 @@ class Connection:
         writer: asyncio.StreamWriter,
         *,
         session: Session,
-        worker: Worker,
+        workers: Workers,
+        metrics: Metrics,
         patience: Patience,
         name: str,
         refusal: str | None = None,
@@ -91,28 +103,36 @@ class Connection:
         self._reader = reader
         self._writer = writer
         self._session = session
-        self._worker = worker
+        self._workers = workers
+        self._metrics = metrics
         self._patience = patience
         self._refusal = refusal
         self._capture = capture
         self._has_header = False
-        self._frames: asyncio.Queue[RawFrame | None] = asyncio.Queue(patience.waiting_frames)
-        self._outgoing: asyncio.Queue[bytes | None] = asyncio.Queue(1)
+        self._frames: asyncio.Queue[tuple[RawFrame, float] | None] = asyncio.Queue(patience.waiting_frames)
+        self._outgoing: asyncio.Queue[tuple[bytes, Callable[[], None]] | None] = asyncio.Queue(1)
+        self._started = time.monotonic()
         self._received = 0
         self._last_bytes = b""
         self._failed = False
         self._discard_until = 0.0
         self._discard_up_to = 0
+        self._sender_ended = asyncio.Event()
         self._said_all = False
 
     async def run(self) -> None:
         """Serve the client until both sides are done; whatever happens, a client that still listens gets CLOSE."""
-        started = time.monotonic()
+        outcome = Outcome.FAILED
+        self._metrics.started.inc()
+        self._metrics.active.inc()
         try:
             await self._serve()
+            outcome = self._outcome()
         except* OSError as gone:
+            outcome = Outcome.VANISHED
             log.warning("%s: the client is gone: %s", self._name, "; ".join(map(repr, gone.exceptions)))
         except* asyncio.CancelledError:
+            outcome = Outcome.INTERRUPTED
             await self._apologise("the server is shutting down")
         except* Exception:  # the boundary: what is wrong with one connection must not end the others
             log.exception("%s: internal error", self._name)
@@ -121,8 +141,19 @@ class Connection:
             self._writer.transport.abort()
             if self._capture is not None:
                 self._capture.release()
-            seconds = time.monotonic() - started
-            log.info("%s: ended after %.1f s, %d bytes received", self._name, seconds, self._received)
+            self._metrics.active.dec()
+            self._metrics.ended.labels(self._session.configuration_name, outcome.value).inc()
+            self._session.close()
+            seconds = time.monotonic() - self._started
+            log.info("%s: %s after %.1f s, %d bytes received", self._name, outcome.value, seconds, self._received)
+
+    def _outcome(self) -> Outcome:
+        """Of a connection that came to its end."""
+        if self._refusal:
+            return Outcome.REFUSED
+        if self._failed or self._session.failed:
+            return Outcome.PARTLY_FAILED if self._session.images else Outcome.FAILED
+        return Outcome.DONE if self._session.images else Outcome.NO_IMAGE
 
     async def _serve(self) -> None:
         peer: socket.socket = self._writer.get_extra_info("socket")
@@ -159,6 +190,7 @@ class Connection:
         await self._frames.put(None)
         while await self._reader.read(_READ_BYTES):
             pass
+        self._sender_ended.set()
 
     async def _messages(self) -> AsyncIterator[Message]:
         """The client's messages, CLOSE the last; raises `ProtocolError` where they make no sense or end without it."""
@@ -202,11 +234,11 @@ class Connection:
             async for step in self._steps(message):
                 match step:
                     case RawFrame():
-                        await self._frames.put(step)
+                        await self._frames.put((step, time.monotonic()))
                     case Notice():
                         await self._say(step)
-                    case Response():
-                        await self._outgoing.put(serialise(step))
+                    case Response() | DependencyQuery():
+                        await self._send(serialise(step))
         except InreconError as error:
             await self._fail(str(error))
 
@@ -214,6 +246,7 @@ class Connection:
         """What the session makes of `message`: in a thread where it may take long, as at the end of a large scan."""
         steps = self._session.finish() if isinstance(message, Close) else self._session.receive(message)
         if isinstance(message, Acquisition):
+            self._metrics.readouts.inc()
             for step in steps:
                 yield step
         else:
@@ -236,9 +269,16 @@ class Connection:
         """What came next; nothing at the end, or when a client whose scan has failed was heard for long enough."""
         if self._failed and (time.monotonic() > self._discard_until or self._received > self._discard_up_to):
             return b""
-        async with asyncio.timeout(self._patience.idle_s):
+        patience = self._patience
+        if not self._failed and (
+            time.monotonic() > self._started + patience.scan_s or self._received > patience.scan_bytes
+        ):
+            limit = f"{patience.scan_bytes / 2**30:.3g} GiB or {patience.scan_s:g} s"
+            raise TooLarge(f"the scan takes more than {limit}, the most that this server takes of one")
+        async with asyncio.timeout(patience.idle_s):
             data = await self._reader.read(_READ_BYTES)
         self._received += len(data)
+        self._metrics.received_bytes.inc(len(data))
         self._last_bytes = (self._last_bytes + data[-2:])[-2:]
         return data
 
@@ -250,33 +290,79 @@ class Connection:
         await self._say(Notice(level="ERROR", text=text))
 
     async def _reconstruct(self) -> None:
-        while (raw := await self._frames.get()) is not None:
-            result = await self._worker.run(self._session.job(raw))
+        while (frame := await self._frames.get()) is not None:
+            raw, complete_at = frame
+            job = self._session.job(raw, complete_at=complete_at)
+            result = await self._result(job)
+            self._metrics.frame(result.reports, fallbacks=result.fallbacks)
             for notice in self._session.take(result):
                 await self._say(notice)
+            if not result.images:
+                self._metrics.frames_failed.inc()
+            elif job.due is not None and (late_s := time.monotonic() - job.due) > 0:
+                self._metrics.missed.inc()
+                await self._say(Notice(level="WARNING", text=f"an image comes {late_s:.2f} s after its deadline"))
             for image in result.images:
-                await self._outgoing.put(image)
+                await self._send(image, on_sent=partial(self._image_sent, complete_at))
         if self._capture is not None:
             await self._finish_capture(self._capture)
         for notice in self._session.summary():
             await self._say(notice)
-        await self._outgoing.put(_CLOSE)
+        await self._send(_CLOSE)
         await self._outgoing.put(None)
+
+    def _image_sent(self, complete_at: float) -> None:
+        self._metrics.images.inc()
+        self._metrics.latency.observe(time.monotonic() - complete_at)
+
+    async def _result(self, job: Job) -> JobResult:
+        """What becomes of `job`; the client hears from time to time how far it is."""
+        beats: deque[Beat] = deque(maxlen=1)
+        telling = asyncio.create_task(self._tell_progress(beats))
+        try:
+            return await self._workers.run(job, priority=self._session.request.priority, on_beat=beats.append)
+        finally:
+            telling.cancel()
+
+    async def _tell_progress(self, beats: Sequence[Beat]) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._sender_ended.wait(), self._patience.progress_s)
+            self._sender_ended.clear()
+            # Only words tell a client that listens on from one that is gone, whose machine resets the connection.
+            await self._say(Notice(level="INFO", text="the sender has ended its side; what is owed still comes"))
+            await asyncio.sleep(self._patience.progress_s)
+        while True:
+            text = "a frame waits for its turn"
+            if beats:
+                iteration, iterations = beats[-1].iteration, beats[-1].iterations
+                text = f"a frame is at iteration {iteration} of {iterations}" if iterations else "a frame is at work"
+            await self._say(Notice(level="INFO", text=text))
+            await asyncio.sleep(self._patience.progress_s)
 
     async def _say(self, notice: Notice) -> None:
         log.log(logging.getLevelNamesMapping()[notice.level], "%s: %s", self._name, notice.text)
         message = self._session.tell(notice)
         if message is not None:
-            await self._outgoing.put(serialise(message))
+            await self._send(serialise(message))
+
+    async def _send(self, data: bytes, *, on_sent: Callable[[], None] = lambda: None) -> None:
+        """Queue `data`; `on_sent` is called when the client's connection has taken it."""
+        await self._outgoing.put((data, on_sent))
 
     async def _write(self) -> None:
-        while (data := await self._outgoing.get()) is not None:
+        while (outgoing := await self._outgoing.get()) is not None:
+            data, on_sent = outgoing
             self._writer.write(data)
             await self._drain()
+            on_sent()
         self._writer.transport.set_write_buffer_limits(high=0)
         await self._drain()
         self._said_all = True
-        self._writer.write_eof()
+        self._end_writing()
+
+    def _end_writing(self) -> None:
+        if self._writer.can_write_eof():  # TLS cannot; there the client has CLOSE to go by
+            self._writer.write_eof()
 
     async def _drain(self) -> None:
         async with asyncio.timeout(self._patience.idle_s):
@@ -290,7 +376,7 @@ class Connection:
         self._writer.write((serialise(message) if message is not None else b"") + _CLOSE)
         with suppress(OSError):
             async with asyncio.timeout(self._patience.linger_s):
-                self._writer.write_eof()
+                self._end_writing()
                 while await self._reader.read(_READ_BYTES):
                     pass
 

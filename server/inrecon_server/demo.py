@@ -85,7 +85,7 @@ def demo(
 @contextmanager
 def running_server(log: Path) -> Iterator[tuple[str, int]]:
     """A server process on a free port, logging to `log`; gives its address once it listens, and stops it."""
-    command = [sys.executable, "-m", "inrecon_server.cli", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "inrecon_server.cli", "serve", "--port", "0", "--http-port", "0"]
     with (
         log.open("w", encoding="utf-8") as errors,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,  # noqa: S603  our own

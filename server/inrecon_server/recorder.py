@@ -25,6 +25,7 @@ from ismrmrd.hdf5 import acquisition_dtype, acquisition_header_dtype, waveform_d
 from numpy.typing import NDArray
 
 from inrecon_server.keeping import MARK, Keeping, Place, protocol_name, tidy
+from inrecon_server.logs import log_to_stderr
 from inrecon_server.protocol import (
     Acquisition,
     ConfigFile,
@@ -251,7 +252,7 @@ def main() -> None:
         # What ends the server ends this process, too, but only once it has written what came.
         signal.signal(number, signal.SIG_IGN)
     options = json.loads(sys.argv[1])
-    logging.basicConfig(level=options["log_level"], format="%(asctime)s %(levelname)-8s %(name)s: %(message)s")
+    log_to_stderr(options["log_level"], options["log_format"])
     keeping = Keeping(folder=Path(options["folder"]), days=options["days"], gib=options["gib"])
     recorded = record(_pieces(), keeping.folder)
     os.close(0)  # whoever still writes shall hear of it

@@ -2,20 +2,28 @@
 
 import asyncio
 import logging
+import os
 import signal
 from collections.abc import Callable
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from itertools import count
 
+from inrecon.acquire import Memory
 from inrecon.errors import InreconError
 from inrecon_server.capture import Captures
 from inrecon_server.config import configure
 from inrecon_server.connection import Connection, Patience
+from inrecon_server.door import is_allowed, server_tls
+from inrecon_server.job import InlineTuning
 from inrecon_server.keeping import Keeping
+from inrecon_server.metrics import Metrics
+from inrecon_server.scan_state import ScanState
 from inrecon_server.session import Session
 from inrecon_server.settings import ServerSettings
-from inrecon_server.worker import InlineTuning, Worker
+from inrecon_server.sfndam import MOST_BYTES
+from inrecon_server.storage_server import StorageServer
+from inrecon_server.watch import watched
+from inrecon_server.worker import WorkerLost, Workers
 
 log = logging.getLogger(__name__)
 
@@ -34,30 +42,53 @@ def serve(
     """
     if settings.default_config is not None:
         configure(settings.default_config)
-    asyncio.run(_Server(settings, patience or Patience(idle_s=settings.idle_s)).run(on_listening))
+    if patience is None:
+        scan_bytes = round(settings.scan_gib * 2**30)
+        patience = Patience(idle_s=settings.idle_s, scan_s=settings.scan_s, scan_bytes=scan_bytes)
+    asyncio.run(_Server(settings, patience).run(on_listening))
 
 
 class _Server:
     def __init__(self, settings: ServerSettings, patience: Patience) -> None:
         self._settings = settings
         self._patience = patience
-        self._worker = Worker(device=settings.device)
+        self._tls = server_tls(settings.tls_certificate, settings.tls_key, settings.tls_clients)
+        self._memory = Memory(_half_of_memory() if settings.memory_gib is None else round(settings.memory_gib * 2**30))
+        self._metrics = Metrics()
+        self._workers = Workers(
+            device=settings.device,
+            count=settings.workers,
+            hang_s=settings.hang_s,
+            log_format=settings.log_format,
+            on_lost=self._metrics.workers_lost.inc,
+        )
+        self._metrics.queued.set_function(lambda: self._workers.queued)
+        self._metrics.at_work.set_function(lambda: self._workers.at_work)
+        self._state = _scan_state(settings)
         self._captures = _captures(settings)
         self._connections: set[asyncio.Task[None]] = set()
         self._served: set[asyncio.Task[None]] = set()
         self._numbers = count(1)
         self._stopped = asyncio.Event()
+        self._impatient = asyncio.Event()
 
     async def run(self, on_listening: Callable[[str, int], None] | None) -> None:
-        settings = self._settings
-        server = await asyncio.start_server(self._accept, settings.host, settings.port, limit=_STREAM_LIMIT)
-        host, port = server.sockets[0].getsockname()[:2]
+        told = self._settings
         for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, self._stopped.set)
-        log.info("listening on %s:%d", host, port)
-        if on_listening is not None:
-            on_listening(host, port)
-        self._worker.start()
+            asyncio.get_running_loop().add_signal_handler(number, self._stop)
+        server = await asyncio.start_server(self._accept, told.host, told.port, limit=_STREAM_LIMIT, ssl=self._tls)
+        async with server:
+            with watched(self._metrics, ready=self._is_ready, host=told.http_host, port=told.http_port) as http_port:
+                host, port = server.sockets[0].getsockname()[:2]
+                log.info(
+                    "listening on %s:%d; metrics and health at http://%s:%d", host, port, told.http_host, http_port
+                )
+                if on_listening is not None:
+                    on_listening(host, port)
+                await self._until_stopped(server)
+
+    async def _until_stopped(self, server: asyncio.Server) -> None:
+        self._workers.start()
         if self._captures is not None:
             self._captures.start()
         warming = asyncio.create_task(self._warm_up())
@@ -67,24 +98,38 @@ class _Server:
             server.close()
             await self._end_connections()
             warming.cancel()
-            self._worker.stop()
+            self._workers.stop()
             if self._captures is not None:
                 self._captures.stop()
         with suppress(asyncio.CancelledError):
             await warming
 
+    def _stop(self) -> None:
+        """Let scans at work end; told twice, end them."""
+        if self._stopped.is_set():
+            self._impatient.set()
+        self._stopped.set()
+
+    def _is_ready(self) -> bool:
+        return self._workers.usable and not self._stopped.is_set()
+
     async def _warm_up(self) -> None:
         """Start-up that fails for good (no such device) ends the server; a worker that died is replaced when needed."""
         try:
-            log.info("ready: reconstructing on %s", await self._worker.warmed_up())
-        except BrokenProcessPool:
-            log.error("the worker process died while it started")
+            log.info("ready: reconstructing on %s", await self._workers.warmed_up())
+        except WorkerLost as error:
+            log.error("a worker process was lost while it started: %s", error)
         except InreconError:
             self._stopped.set()
             raise
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         settings = self._settings
+        address = writer.get_extra_info("peername")[0]
+        if not is_allowed(address, settings.allow):
+            log.warning("a client from %s is not allowed to connect", address)
+            writer.transport.abort()
+            return
         # Those that are refused only wait for the client to hang up: counted in, they would keep the server full.
         full = len(self._served) >= settings.max_connections
         name = f"connection {next(self._numbers)}"
@@ -96,9 +141,13 @@ class _Server:
                 device=settings.device,
                 default_config=settings.default_config,
                 inline_tuning=_inline_tuning(settings),
+                deadline_s=settings.deadline_s,
+                memory=self._memory,
+                state=self._state,
                 can_save=self._captures is not None,
             ),
-            worker=self._worker,
+            workers=self._workers,
+            metrics=self._metrics,
             patience=self._patience.cut_short() if full else self._patience,
             name=name,
             refusal=f"the server has {settings.max_connections} connections already; try again later" if full else None,
@@ -113,9 +162,14 @@ class _Server:
 
     async def _end_connections(self) -> None:
         """Let scans that are nearly done finish, then end the rest."""
-        if self._connections:
-            await asyncio.wait(self._connections, timeout=self._settings.shutdown_grace_s)
-        self._worker.retire()
+        if self._served:
+            log.info("stopping: %d connections have %g s to end", len(self._served), self._settings.shutdown_grace_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.shutdown_grace_s):
+                    hurried = asyncio.create_task(self._impatient.wait())
+                    while self._served and not hurried.done():
+                        await asyncio.wait({hurried, *self._served}, return_when=asyncio.FIRST_COMPLETED)
+        self._workers.retire()
         while self._connections:
             # More than once: one may have been accepted while the others were waited for.
             for connection in self._connections:
@@ -129,8 +183,19 @@ def _inline_tuning(settings: ServerSettings) -> InlineTuning | None:
     return InlineTuning(seconds=settings.tune_seconds, folder=settings.candidates.resolve())
 
 
+def _half_of_memory() -> int:
+    """Half of the machine's memory in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _scan_state(settings: ServerSettings) -> ScanState:
+    address = settings.storage_address
+    storage = None if address is None else StorageServer(str(address), limit_bytes=MOST_BYTES)
+    return ScanState(folder=settings.state_folder, hours=settings.state_hours, storage=storage)
+
+
 def _captures(settings: ServerSettings) -> Captures | None:
     if settings.savedata_folder is None:
         return None
     keeping = Keeping(folder=settings.savedata_folder.resolve(), days=settings.savedata_days, gib=settings.savedata_gib)
-    return Captures(keeping, always=settings.savedata)
+    return Captures(keeping, always=settings.savedata, log_format=settings.log_format)

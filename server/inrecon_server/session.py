@@ -1,4 +1,7 @@
-"""One scan, from its configuration to its last image: what is asked for, what has come, what is owed. No I/O."""
+"""One scan, from its configuration to its last image: what is asked for, what has come, what is owed.
+
+No I/O, but for what is kept from scan to scan: `receive` of anything but acquisitions, and `finish`, may wait for that.
+"""
 
 import logging
 import time
@@ -7,17 +10,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import ParamSpec
 
+from ismrmrd import ACQ_IS_NOISE_MEASUREMENT
+
 from inrecon import __version__
-from inrecon.acquire import Accumulator, parse_header
-from inrecon.errors import InreconError
+from inrecon.acquire import LEFT_TO_GADGETRON, Accumulator, Memory, Scan, parse_header
+from inrecon.errors import ConfigError, InreconError
 from inrecon.events import Event, listening
-from inrecon.frame import RawFrame, Request
-from inrecon_server.config import ConfigError, Configuration, Wishes, amend, configure, names
+from inrecon.frame import Noise, RawFrame, Request
+from inrecon_server.config import Configuration, Wishes, amend, configure, names
+from inrecon_server.job import InlineTuning, Job, JobResult, Progress
+from inrecon_server.noise_query import answer, measurement_asked_for
 from inrecon_server.notices import News, Notice, notice_of
 from inrecon_server.protocol import (
     Acquisition,
     ConfigFile,
     ConfigText,
+    DependencyQuery,
     Error,
     Header,
     Image,
@@ -28,11 +36,11 @@ from inrecon_server.protocol import (
     Text,
     Waveform,
 )
-from inrecon_server.worker import InlineTuning, Job, JobResult, Progress
+from inrecon_server.scan_state import NoiseNotFound, ScanState
 
 log = logging.getLogger(__name__)
 
-Step = RawFrame | Notice | Response
+Step = RawFrame | Notice | Response | DependencyQuery
 
 P = ParamSpec("P")
 
@@ -42,9 +50,9 @@ class Session:
 
     `receive` takes the client's messages but CLOSE, `finish` its CLOSE; both give the steps to take. `job` and `take`
     turn a frame into a job and the job's result into notices, strictly one job at a time and in the frames' order.
-
-    `wishes` go over whatever configuration the client sends. `can_save`: whether there is a folder for the readouts of
-    a client that wants them kept.
+    `images` and `failed` count images made and frames of which none could be.
+    `state` is what this scan shares with others. `wishes` go over whatever configuration the client sends. `can_save`:
+    whether there is a folder for the readouts of a client that wants them kept.
     """
 
     def __init__(
@@ -54,6 +62,9 @@ class Session:
         device: str,
         default_config: str | None = None,
         inline_tuning: InlineTuning | None = None,
+        deadline_s: float | None = None,
+        memory: Memory | None = None,
+        state: ScanState | None = None,
         wishes: Wishes | None = None,
         can_save: bool = False,
     ) -> None:
@@ -62,17 +73,24 @@ class Session:
         self._hyperparameters = hyperparameters
         self._device = device
         self._inline_tuning = inline_tuning
+        self._deadline_s = deadline_s
+        self._memory = memory
         self._default_config = default_config
         self._configuration: Configuration | None = None
         self._refused: InreconError | None = None
+        self._asked_for: str | None = None
         self._header: bytes | None = None
+        self._state = state or ScanState()
+        self._scan: Scan | None = None
         self._accumulator: Accumulator | None = None
+        self._kept_noise: Noise | None = None
+        self._not_noise = 0
         self._settled = False
         self._progress = Progress()
         self._started = time.monotonic()
         self._news = News()
-        self._images = 0
-        self._failed = 0
+        self.images = 0
+        self.failed = 0
 
     def receive(self, message: Message) -> Iterator[Step]:
         """What to do now that `message` has come; raises `InreconError` if the scan cannot go on."""
@@ -96,22 +114,40 @@ class Session:
     def finish(self) -> Iterator[Step]:
         """What to do now that the client has sent CLOSE; raises `InreconError` as `receive` does.
 
-        CLOSE without a header asks only whether the server is there: there is nothing to do.
+        CLOSE without a header asks only whether the server is there: there is nothing to do, unless the configuration
+        asks after noise.
         """
+        if self._asked_for is not None:
+            yield self._answer_of_noise(self._asked_for)
         if self._header is None or self._is_null:
             self._check_saving()
             return
         yield from self._settle()
-        if self._accumulator is not None:
+        if self._accumulator is not None and self._scan is not None:
+            # Before the last frames, which may wait long for the worker.
+            yield from self._keep_noise(self._accumulator, self._scan)
             yield from self._heard(self._accumulator.finish)
 
-    def job(self, raw: RawFrame) -> Job:
-        """The job that makes images of `raw`."""
+    @property
+    def configuration_name(self) -> str:
+        """One of the names that there are, or of the kinds of text."""
+        return "none" if self._configuration is None else self._configuration.name
+
+    @property
+    def request(self) -> Request:
+        """What is asked for, once that is settled."""
         if self._configuration is None:
-            raise RuntimeError("a frame before its configuration")
+            raise RuntimeError("there is no configuration yet")
+        return self._configuration.request
+
+    def job(self, raw: RawFrame, *, complete_at: float) -> Job:
+        """The job that makes images of `raw`, the last readout of which came at that time of the monotonic clock."""
+        request = self.request
+        deadline_s = self._deadline_s if request.deadline_s is None else request.deadline_s
         return Job(
             raw=raw,
-            request=self._configuration.request,
+            request=request,
+            due=None if deadline_s is None else complete_at + deadline_s,
             progress=self._progress,
             hyperparameters=self._hyperparameters,
             device=self._device,
@@ -121,8 +157,8 @@ class Session:
     def take(self, result: JobResult) -> Iterator[Notice]:
         """Keep what the next job needs of `result`; gives what is worth telling."""
         self._progress = result.progress
-        self._images += len(result.images)
-        self._failed += not result.images
+        self.images += len(result.images)
+        self.failed += not result.images
         for notice in result.notices:
             yield from self._news.of(notice)
 
@@ -131,9 +167,15 @@ class Session:
         if self._accumulator is None or not self._settled:
             return
         seconds = time.monotonic() - self._started
-        failed = f", {self._failed} frames failed" if self._failed else ""
-        text = f"{self._images} images in {seconds:.1f} s{failed}; {self._accumulator.summary()}"
+        failed = f", {self.failed} frames failed" if self.failed else ""
+        left_out = f", {self._not_noise} that are not noise" if self._not_noise else ""
+        text = f"{self.images} images in {seconds:.1f} s{failed}; {self._accumulator.summary()}{left_out}"
         yield Notice(level="INFO", text=text)
+
+    def close(self) -> None:
+        """Give up what is not finished, and the memory that it holds."""
+        if self._accumulator is not None:
+            self._accumulator.close()
 
     def tell(self, notice: Notice) -> Text | Error | None:
         """`notice` in the form that the peer understands; None if it must not be told."""
@@ -143,9 +185,9 @@ class Session:
         return Error(notice.text) if notice.level == "ERROR" else None
 
     @property
-    def request(self) -> Request | None:
-        """What the client asks for, as far as it is known by now."""
-        return None if self._configuration is None else self._configuration.request
+    def makes_images(self) -> bool:
+        """Whether images are wanted, as far as is known by now."""
+        return self._configuration is not None and self._configuration.makes_images
 
     @property
     def saves_only(self) -> bool:
@@ -153,10 +195,18 @@ class Session:
         return self._configuration is not None and self._configuration.saves_only
 
     @property
+    def _keeps_noise_only(self) -> bool:
+        return self._configuration is not None and self._configuration.keeps_noise_only
+
+    @property
     def _is_null(self) -> bool:
         return self._configuration is not None and self._configuration.is_null
 
     def _configure(self, text: str) -> Iterator[Notice]:
+        self._asked_for = measurement_asked_for(text)
+        if self._asked_for is not None:
+            self._refused = ConfigError("the configuration asks after the noise of a measurement, and makes no images")
+            return
         try:
             self._configuration = self._wishes.over(configure(text))
         except InreconError as error:
@@ -188,14 +238,43 @@ class Session:
 
     def _parse_header(self) -> None:
         if self._header is not None and self._accumulator is None and not self._is_null:
-            self._accumulator = Accumulator(parse_header(self._header))
+            self._scan = parse_header(self._header)
+            kept_noise = self._noise_for(self._scan)
+            self._accumulator = Accumulator(self._scan, kept_noise=kept_noise, memory=self._memory)
+
+    def _noise_for(self, scan: Scan) -> Noise | str:
+        """What is kept of the noise that `scan` names, or why there is nothing."""
+        if self._configuration is not None and self._configuration.from_gadgetron:
+            return LEFT_TO_GADGETRON
+        try:
+            self._kept_noise = self._state.noise_for(scan)
+        except NoiseNotFound as error:
+            return str(error)
+        return self._kept_noise
+
+    def _keep_noise(self, accumulator: Accumulator, scan: Scan) -> Iterator[Notice]:
+        noise = accumulator.noise
+        if noise is None and self._keeps_noise_only:
+            yield Notice(level="WARNING", text="there were no noise readouts: nothing is kept")
+        # A scan that has its own noise need not be named by another one.
+        if noise is not None and (scan.measurement_id is not None or not accumulator.summary().imaging):
+            yield from self._state.keep(noise, scan)
+
+    def _answer_of_noise(self, measurement_id: str) -> DependencyQuery:
+        try:
+            return answer(self._state.noise_of(measurement_id))
+        except NoiseNotFound as error:
+            log.info("a client asks after noise: %s", error)
+            return answer(None)
 
     def _add(self, acquisition: Acquisition) -> Iterator[Step]:
         if self._is_null:
             self._check_saving()
             return
         yield from self._settle()
-        if self._accumulator is not None:
+        if self._keeps_noise_only and not acquisition.is_flag_set(ACQ_IS_NOISE_MEASUREMENT):
+            self._not_noise += 1
+        elif self._accumulator is not None:
             yield from self._heard(self._accumulator.add, acquisition)
 
     def _check_saving(self) -> None:
@@ -214,6 +293,11 @@ class Session:
 
         with listening(hear):
             frames = collect(*args, **kwargs)
+        if frames and self._kept_noise is not None:
+            kept, self._kept_noise = self._kept_noise, None
+            if frames[0].noise is not None and self._accumulator is not None and self._accumulator.noise is None:
+                text = f"the noise of an earlier measurement is used: {kept.samples} samples"
+                notices.append(Notice(level="INFO", text=text))
         yield from notices
         yield from frames
 
@@ -226,11 +310,10 @@ class Session:
         self._settled = True
         request = self._configuration.request
         method = "by protocol" if request.method is None else repr(request.method)
-        yield Notice(
-            level="INFO",
-            text=f"inrecon {__version__}, configuration {self._configuration.name}: method {method}, "
-            f"preset {request.preset}, images {request.dtype}",
-        )
+        asked = f"method {method}, preset {request.preset}, images {request.dtype}"
+        if self._keeps_noise_only:
+            asked = "noise is kept for later scans, no images are made"
+        yield Notice(level="INFO", text=f"inrecon {__version__}, configuration {self._configuration.name}: {asked}")
 
 
 def _answer(query: str) -> str:

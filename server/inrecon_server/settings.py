@@ -8,13 +8,27 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, DirectoryPath, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    DirectoryPath,
+    Field,
+    FilePath,
+    HttpUrl,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic.networks import IPvAnyNetwork
 
 from inrecon.errors import InreconError
 from inrecon.registry import did_you_mean
+from inrecon_server.logs import LogFormat
 
 ENVIRONMENT = "INRECON_"
 """The setting `port` is the environment variable ``INRECON_PORT``, its value written as in YAML."""
+STORAGE = "GADGETRON_STORAGE_ADDRESS"
+"""What Gadgetron calls the setting `storage_address`; empty where it has none."""
 FILE = "settings"
 """The name under which option and environment give the YAML file."""
 
@@ -26,40 +40,74 @@ class InvalidSettings(InreconError):
 class ServerSettings(BaseModel):
     """How to serve; fields are in the order in which a person would ask for them.
 
-    `port` 0 is any free one. `hyperparameters` is a folder of files (None: the shipped ones), read anew for each scan.
-    `default_config` runs where a client names a configuration that does not exist; without it, such a client is
-    refused. A scan of a protocol that no hyperparameter file is about is searched on for `tune_seconds`, and what is
-    found kept in `candidates`. Scans at work when the server is told to stop have `shutdown_grace_s` to end. A client
-    that neither sends nor takes anything for `idle_s` is let go.
+    `port` 0 is any free one, and so is `http_port`, where metrics and health are told. `workers` processes
+    reconstruct, each with a GPU of its own where there are as many; one of which nothing is heard at a frame for
+    `hang_s` is ended and replaced. `hyperparameters` is a folder of files (None: the shipped ones), read anew for each
+    scan. `default_config` runs where a client names a configuration that does not exist; without it, such a client is
+    refused. `deadline_s` is for scans that ask for none. A scan of a protocol that no hyperparameter file is about is
+    searched on for `tune_seconds`, and what is found kept in `candidates`. The noise of a scan is kept `state_hours`
+    long for later ones: in memory, in `state_folder`, where a restart does not lose it, and by Gadgetron's storage
+    server at `storage_address`.
 
     With `savedata` every session is kept as a raw file in `savedata_folder`; without it, those whose clients ask for
     ``savedataonly``. Such files are deleted after `savedata_days`, and the oldest of them where they are more than
     `savedata_gib` together (None: never).
+
+    Clients may come from the networks in `allow` (all, if there is none), by TLS with `tls_certificate` and `tls_key`
+    (PEM), showing certificates of the authority in `tls_clients`. There are at most `max_connections`; the readouts of
+    all that wait for the end of their frames take `memory_gib` at most (half of the machine's memory), what one of them
+    sends `scan_gib` and `scan_s`. A client that neither sends nor takes anything for `idle_s` is let go. Scans at work
+    when the server is told to stop have `shutdown_grace_s` to end.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     host: str = "127.0.0.1"
     port: int = Field(default=9002, ge=0, le=65535)
+    http_host: str = "127.0.0.1"
+    http_port: int = Field(default=9003, ge=0, le=65535)
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int = Field(default=1, ge=1, le=64)
+    hang_s: float = Field(default=300.0, gt=0, le=1e6)
     hyperparameters: DirectoryPath | None = None
     default_config: str | None = None
+    deadline_s: float | None = Field(default=None, gt=0, le=86400)
     tune_seconds: float | None = Field(default=None, gt=0, le=86400)
     candidates: DirectoryPath | None = None
+    state_folder: DirectoryPath | None = None
+    state_hours: float = Field(default=48.0, gt=0, le=1e5)
+    storage_address: HttpUrl | None = None
+    allow: tuple[IPvAnyNetwork, ...] = ()
+    tls_certificate: FilePath | None = None
+    tls_key: FilePath | None = None
+    tls_clients: FilePath | None = None
     savedata: bool = False
     savedata_folder: DirectoryPath | None = None
     savedata_days: float | None = Field(default=None, gt=0, le=1e6)
     savedata_gib: float | None = Field(default=None, gt=0, le=1e9)
     max_connections: int = Field(default=16, ge=1, le=10_000)
+    memory_gib: float | None = Field(default=None, gt=0, le=1e6)
+    scan_gib: float = Field(default=1024.0, gt=0, le=1e9)
+    scan_s: float = Field(default=86_400.0, gt=0, le=1e9)
     idle_s: float = Field(default=600.0, gt=0, le=1e6)
-    shutdown_grace_s: float = Field(default=5.0, ge=0, le=1e6)
+    shutdown_grace_s: float = Field(default=30.0, ge=0, le=1e6)
     log_file: Path | None = None
+    log_format: LogFormat = "text"
     verbose: bool = False
+
+    @field_validator("storage_address")
+    @classmethod
+    def _no_more_than_an_address(cls, address: HttpUrl | None) -> HttpUrl | None:
+        if address is not None and (address.username or address.password or address.query or address.fragment):
+            raise ValueError("must be http(s)://host[:port][/path] and no more")
+        return address
 
     @model_validator(mode="after")
     def _together(self) -> Self:
         if (self.tune_seconds is None) != (self.candidates is None):
             raise ValueError("tune_seconds and candidates go together")
+        if self.tls_certificate is None and (self.tls_key or self.tls_clients):
+            raise ValueError("tls_key and tls_clients need a tls_certificate")
         if self.savedata_folder is None and (self.savedata or self.savedata_days or self.savedata_gib):
             raise ValueError("savedata, savedata_days and savedata_gib need savedata_folder")
         return self
@@ -86,6 +134,8 @@ def resolve(options: Mapping[str, Any], environment: Mapping[str, str]) -> Resol
         for name, value in environment.items()
         if name.startswith(ENVIRONMENT)
     }
+    if environment.get(STORAGE):
+        variables.setdefault("storage_address", environment[STORAGE])
     file = told.pop(FILE, variables.pop(FILE, None))
     told_by = {"settings file": {} if file is None else _read(Path(file)), "environment": variables, "option": told}
     sources = {name: source for source, values in told_by.items() for name in values}
@@ -121,4 +171,5 @@ def _in_words(problem: Mapping[str, Any], sources: Mapping[str, str]) -> str:
     if not name:
         return text
     top = str(problem["loc"][0])
-    return f"{name} ({sources.get(top, 'default')}): {text[0].lower()}{text[1:]}, not {problem['input']!r}"
+    text = text if text.startswith("URL") else f"{text[0].lower()}{text[1:]}"
+    return f"{name} ({sources.get(top, 'default')}): {text}, not {problem['input']!r}"

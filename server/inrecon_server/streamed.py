@@ -6,6 +6,7 @@ Out comes the header as it came, each image as soon as it is made, and CLOSE; no
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from io import FileIO
@@ -16,8 +17,9 @@ from inrecon.errors import InreconError, InvalidFrame
 from inrecon.frame import RawFrame
 from inrecon.hyperparams import HyperparameterFiles
 from inrecon.methods import build
-from inrecon_server.config import NULL, Wishes
+from inrecon_server.config import Wishes
 from inrecon_server.files import UnwritableFile
+from inrecon_server.job import run_job
 from inrecon_server.notices import Notice
 from inrecon_server.protocol import (
     Acquisition,
@@ -32,7 +34,6 @@ from inrecon_server.protocol import (
     serialise,
 )
 from inrecon_server.session import Session
-from inrecon_server.worker import run_job
 
 _READ_BYTES = 1 << 18
 _DEFAULT_CONFIG = "inr"
@@ -151,21 +152,15 @@ class _Run:
         """Why images are missing, if they are."""
         if self._failed:
             return f"{self._failed} frames failed"
-        return None if self._images or self._is_null else "no image"
-
-    @property
-    def _is_null(self) -> bool:
-        request = self._session.request
-        return request is not None and request.method == NULL
+        return None if self._images or not self._session.makes_images else "no image"
 
     def _begin(self) -> None:
-        request = self._session.request
-        if not self.begun and request is not None and request.method not in (None, NULL):
-            build(request.method, request.overrides)
+        if not self.begun and self._session.makes_images and self._session.request.method is not None:
+            build(self._session.request.method, self._session.request.overrides)
         self.begun = True
 
     def _reconstruct(self, raw: RawFrame) -> None:
-        result = run_job(self._session.job(raw))
+        result = run_job(self._session.job(raw, complete_at=time.monotonic()))
         for notice in self._session.take(result):
             self._tell(notice)
         for image in result.images:

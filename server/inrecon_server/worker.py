@@ -1,153 +1,53 @@
-"""The process that owns torch and a device, and the front's handle on it.
-
-The front process never imports torch: jobs go over as numpy arrays, images come back as bytes for the wire.
-"""
+"""The processes that own torch and a device each, and the front's hold on them: whose turn it is, and who has died."""
 
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import logging
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import time
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
-from inrecon.errors import InreconError
-from inrecon.events import Event, listening
-from inrecon.frame import RawFrame, Request, SeriesBySpace
-from inrecon_server.notices import News, Notice, notice_of
-from inrecon_server.protocol import serialise
-
-if TYPE_CHECKING:
-    from inrecon.hyperparams import HyperparameterFiles
+from inrecon.errors import InreconError, UnknownName
+from inrecon.events import Event, FitProgressed, listening
+from inrecon.frame import PRIORITIES, Priority
+from inrecon_server.job import Job, JobResult, run_job
+from inrecon_server.logs import LogFormat, log_to_stderr
+from inrecon_server.notices import Notice
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """What the next job of a scan takes over from the last one.
-
-    `hyperparameters` is a pickled `HyperparameterFiles`, which the front cannot open without torch; None before
-    the first job has read the files. `tuned` are the encoding spaces for which inline tuning has had its time.
-    """
-
-    series: SeriesBySpace = field(default_factory=dict)
-    hyperparameters: bytes | None = None
-    tuned: frozenset[int] = frozenset()
+HANG_S = 300.0
+BEAT_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class InlineTuning:
-    """How long to search on a scan of a protocol that no hyperparameter file is about, and the folder of candidates."""
+class Beat:
+    """A sign of life of a process at work; how far its fit is, if it is at one."""
 
-    seconds: float
-    folder: Path
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One frame to reconstruct; `hyperparameters` is the folder of files (None: the shipped ones)."""
-
-    raw: RawFrame
-    request: Request
-    progress: Progress
-    hyperparameters: Path | None
-    device: str
-    inline_tuning: InlineTuning | None = None
+    iteration: int = 0
+    iterations: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobResult:
-    """What became of a job: `images` as messages for the wire, and the `progress` to go on with.
+class Warm:
+    """A process is ready on `device`, or its device cannot be used, which is its `problem`."""
 
-    A job that failed has no images and a notice of level ERROR.
-    """
-
-    progress: Progress
-    images: tuple[bytes, ...] = ()
-    notices: tuple[Notice, ...] = ()
+    device: str = ""
+    problem: str = ""
 
 
-def run_job(job: Job) -> JobResult:
-    """Reconstruct one frame, in the worker process; what can go wrong with it becomes a notice."""
-    from inrecon import stream  # torch is imported in the worker process only
-
-    notices: list[Notice] = []
-    news = News()
-
-    def hear(event: Event) -> None:
-        if (notice := notice_of(event)) is not None:
-            notices.extend(news.of(notice))
-
-    progress = job.progress
-    images: tuple[bytes, ...] = ()
-    try:
-        with listening(hear):
-            files, progress = _hyperparameters(job)
-            result = stream.reconstruct(
-                job.raw,
-                request=job.request,
-                hyperparameters=files,
-                device=stream.choose_device(job.device),
-                series=progress.series,
-            )
-        images = tuple(serialise(image) for image in result.images)
-        progress = replace(progress, series=result.series)
-    except InreconError as error:
-        notices.append(Notice(level="ERROR", text=str(error)))
-    except (RuntimeError, MemoryError) as error:
-        # torch's errors (out of device memory and the like); the front could not even unpickle them without torch.
-        log.exception("a reconstruction failed")
-        notices.append(Notice(level="ERROR", text=f"the reconstruction failed: {_first_line(error)}"))
-    except Exception as error:  # the boundary: what is wrong with one frame must not end the scan
-        log.exception("internal error in a reconstruction")
-        notices.append(Notice(level="ERROR", text=f"internal error in this frame: {type(error).__name__}"))
-    return JobResult(progress=progress, images=images, notices=tuple(notices))
-
-
-def _hyperparameters(job: Job) -> tuple[HyperparameterFiles, Progress]:
-    """The files as they were at the scan's first job, whatever has become of them since, and what was tuned then."""
-    from inrecon.hyperparams import HyperparameterFiles  # its check of the methods' fields imports torch
-
-    known, space = job.progress, job.raw.key.encoding_space
-    if known.hyperparameters is None:
-        files = HyperparameterFiles.load(job.hyperparameters)
-    else:
-        files = pickle.loads(known.hyperparameters)  # noqa: S301  pickled here, in our own process
-    tuned = known.tuned
-    if job.inline_tuning is not None and space not in tuned:
-        from inrecon import stream
-        from inrecon.tuning import tuned_for
-
-        files = tuned_for(
-            job.raw,
-            files,
-            request=job.request,
-            device=stream.choose_device(job.device),
-            seconds=job.inline_tuning.seconds,
-            folder=job.inline_tuning.folder,
-        )
-        tuned |= {space}
-    elif known.hyperparameters is not None:
-        return files, known
-    return files, replace(known, hyperparameters=pickle.dumps(files), tuned=tuned)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
-
-
-def _initialise(log_level: int) -> None:
-    logging.basicConfig(level=log_level, format="%(asctime)s %(levelname)-8s %(name)s: %(message)s")
-    follow_parent()
+class WorkerLost(Exception):
+    """A process has died, or was ended because nothing had been heard of it for too long."""
 
 
 def follow_parent() -> None:
@@ -158,112 +58,290 @@ def follow_parent() -> None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 
 
-def _end_with(parent: multiprocessing.process.BaseProcess) -> None:
-    # The pool's own pipe gives no end of file, for the worker holds both of its ends.
+def _end_with(parent: BaseProcess) -> None:
+    # A pipe gives no end of file, for other children may hold its far end, too.
     parent.join()
     os._exit(1)
 
 
-def _warm_up(device: str) -> str:
-    from inrecon import stream  # torch is imported in the worker process only
+def _work(connection: Connection, number: int, device: str, log_level: int, log_format: LogFormat) -> None:
+    """What a worker process does: gets ready, then one job after the other."""
+    log_to_stderr(log_level, log_format)
+    follow_parent()
+    connection.send(_warm_up(number, device))
+    pulse = _Pulse(connection)
+    while True:
+        try:
+            job = connection.recv()
+        except EOFError:
+            return
+        with listening(pulse):
+            pulse.beat(Beat())
+            result = run_job(job)
+        connection.send(result)
 
-    chosen = stream.choose_device(device)
+
+def _warm_up(number: int, device: str) -> Warm:
+    import torch  # in worker processes only
+
+    from inrecon import stream
+
     try:
+        chosen = stream.choose_device(device)
+        if chosen == "cuda":
+            torch.cuda.set_device(number % torch.cuda.device_count())
         stream.warm_up(chosen)
+    except InreconError as error:
+        return Warm(problem=str(error))
     except RuntimeError as error:
-        raise InreconError(f"the device {chosen!r} cannot be used: {_first_line(error)}") from error
-    return chosen
+        return Warm(problem=f"the device {device!r} cannot be used: {(str(error).splitlines() or [''])[0][:300]}")
+    return Warm(device=chosen)
 
 
-class Worker:
-    """A worker process that is there when needed: started and warmed up ahead, replaced when it dies.
+class _Pulse:
+    """Sends a beat for what is heard of a job, at most every `BEAT_S`."""
 
-    One job at a time is in the process: what ends the process takes no other job along.
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._last = 0.0
+
+    def __call__(self, event: Event) -> None:
+        if time.monotonic() - self._last >= BEAT_S:
+            match event:
+                case FitProgressed(iteration=iteration, iterations=iterations):
+                    self.beat(Beat(iteration=iteration, iterations=iterations))
+                case _:
+                    self.beat(Beat())
+
+    def beat(self, beat: Beat) -> None:
+        self._last = time.monotonic()
+        self._connection.send(beat)
+
+
+OnBeat = Callable[[Beat], None]
+
+
+class _Process:
+    """One worker process; `ready` is what it said of its device, once it has, and `usable` that it can take jobs."""
+
+    def __init__(self, number: int, device: str, log_format: LogFormat) -> None:
+        self.number = number
+        self._loop = asyncio.get_running_loop()
+        context = multiprocessing.get_context("spawn")
+        self._connection, far_end = context.Pipe()
+        level = logging.getLogger().getEffectiveLevel()
+        self._process = context.Process(target=_work, args=(far_end, number, device, level, log_format), daemon=True)
+        self._process.start()
+        far_end.close()  # so that the end of the process is the end of the pipe
+        self.ready: asyncio.Future[Warm] = self._loop.create_future()
+        self._answer: asyncio.Future[JobResult] | None = None
+        self._heard_at = time.monotonic()
+        self._on_beat: OnBeat = lambda _: None
+        self.usable = False
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    async def run(self, job: Job, *, hang_s: float, on_beat: OnBeat) -> JobResult:
+        """What becomes of `job`; raises `WorkerLost`. Cancelled, the process is still at it."""
+        self._answer, self._on_beat, self._heard_at = self._loop.create_future(), on_beat, time.monotonic()
+        try:
+            await asyncio.to_thread(self._connection.send, job)
+        except OSError as error:
+            raise WorkerLost("it died") from error
+        while True:
+            silent_s = time.monotonic() - self._heard_at
+            if silent_s >= hang_s:
+                raise WorkerLost(f"nothing was heard of it for {hang_s:g} s")
+            done, _ = await asyncio.wait({self._answer}, timeout=hang_s - silent_s)
+            if done:
+                return self._answer.result()
+
+    async def started(self, *, hang_s: float) -> Warm:
+        """What it says of its device, once it is ready; raises `WorkerLost`."""
+        # Not the future itself: several may wait for it, and one that gives up must not cancel it.
+        done, _ = await asyncio.wait({self.ready}, timeout=hang_s)
+        if not done:
+            raise WorkerLost(f"it was not ready after {hang_s:g} s")
+        return self.ready.result()
+
+    def kill(self) -> None:
+        """End it, whatever it is doing."""
+        self._process.kill()
+        self._process.join()
+        self._thread.join()
+        self._connection.close()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it may still answer."""
+        return self._process.is_alive()
+
+    def _listen(self) -> None:
+        """In a thread: hand over what the process says."""
+        with suppress(RuntimeError):  # the loop is closed
+            try:
+                while True:
+                    self._loop.call_soon_threadsafe(self._hear, self._connection.recv())
+            except (EOFError, OSError):
+                self._loop.call_soon_threadsafe(self._hear, WorkerLost("it died"))
+
+    def _hear(self, said: Beat | Warm | JobResult | WorkerLost) -> None:
+        self._heard_at = time.monotonic()
+        match said:
+            case Beat():
+                self._on_beat(said)
+            case Warm():
+                self.usable = not said.problem
+                self.ready.set_result(said)
+            case JobResult() if self._answer is not None:
+                self._answer.set_result(said)
+            case WorkerLost():
+                self.usable = False
+                for waiting in (self.ready, self._answer):
+                    if waiting is not None and not waiting.done():
+                        waiting.set_exception(said)
+                        waiting.exception()  # nobody may be waiting
+
+
+class Workers:
+    """`count` worker processes: started and warmed up ahead, replaced when they die or hang.
+
+    A process has one job at a time: what ends it takes no other job along. `hang_s` is how long nothing may be heard of
+    one at work. `on_lost` is called whenever one is lost.
     """
 
-    def __init__(self, *, device: str) -> None:
+    def __init__(
+        self,
+        *,
+        device: str,
+        count: int = 1,
+        hang_s: float = HANG_S,
+        log_format: LogFormat = "text",
+        on_lost: Callable[[], None] = lambda: None,
+    ) -> None:
         self.device = device
-        self._turn = asyncio.Lock()
+        self._count = count
+        self._hang_s = hang_s
+        self._log_format = log_format
+        self._on_lost = on_lost
+        self._processes: list[_Process] = []
+        self._free: list[_Process] = []
+        self._waiting: list[tuple[int, int, asyncio.Future[_Process]]] = []
+        self._order = itertools.count()
         self._retired = False
-        self._pool: ProcessPoolExecutor | None = None
-        self._warm: Future[str] | None = None
-        self._processes: list[multiprocessing.process.BaseProcess] = []
+        self._last_good: bytes | None = None
+
+    @property
+    def queued(self) -> int:
+        """Jobs that wait for their turn."""
+        return sum(not turn.done() for *_, turn in self._waiting)
+
+    @property
+    def at_work(self) -> int:
+        """Jobs that have their turn."""
+        return len(self._processes) - len(self._free)
+
+    @property
+    def usable(self) -> bool:
+        """Whether a process is ready for jobs; may be asked from any thread."""
+        return any(process.usable for process in list(self._processes))
 
     def start(self) -> None:
-        """Start the process and its warming up; returns at once."""
-        before = set(multiprocessing.active_children())
-        self._pool = ProcessPoolExecutor(
-            max_workers=1,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_initialise,
-            initargs=(logging.getLogger().getEffectiveLevel(),),
-        )
-        self._warm = self._pool.submit(_warm_up, self.device)
-        self._processes = [child for child in multiprocessing.active_children() if child not in before]
+        """Start the processes and their warming up; returns at once."""
+        self._free = [self._add(number) for number in range(self._count)]
 
     async def warmed_up(self) -> str:
-        """The device chosen, once the process is ready; raises `InreconError` if there is no such device."""
-        if self._warm is None:
-            raise RuntimeError("the worker is not running")
-        # Shielded: several may wait for it, and one that gives up must not cancel it.
-        return await asyncio.shield(asyncio.wrap_future(self._warm))
+        """The device, once all are ready; raises `InreconError` if it cannot be used, `WorkerLost` if one died."""
+        warm = [await process.started(hang_s=self._hang_s) for process in self._processes]
+        if problems := [one.problem for one in warm if one.problem]:
+            raise UnknownName(problems[0])
+        return warm[0].device
 
-    async def run(self, job: Job) -> JobResult:
-        """The result of `job`. If the process dies of it, it is replaced and the result says so.
+    async def run(self, job: Job, *, priority: Priority = "inline", on_beat: OnBeat = lambda _: None) -> JobResult:
+        """The result of `job`. If the process is lost to it, another one makes CG-SENSE's image instead, and the result
+        says so; on the CPU, if that is lost as well.
 
         Cancelling drops a job that waits for its turn; if it is running already, its process is ended and replaced.
         """
-        async with self._turn:
+        lost = ""
+        for attempt in (job, replace(job, no_fit=""), replace(job, no_fit="", device="cpu")):
+            reason = f"the process that reconstructed this frame was lost: {lost}"
+            ready = attempt if attempt.no_fit is None else replace(attempt, no_fit=reason)
             try:
-                return await self._run_alone(job)
-            except BrokenProcessPool:
-                log.error("the worker process died; starting another")
-                self._replace()
-                text = "the reconstruction process died before this frame was done (out of memory?); another is started"
-                return JobResult(progress=job.progress, notices=(Notice(level="ERROR", text=text),))
+                return await self._once(ready, priority=priority, on_beat=on_beat)
+            except WorkerLost as error:
+                lost = str(error)
+                log.error("a worker process was lost at a frame: %s", lost)
+                self._on_lost()
+        text = f"this frame has cost three processes and is given up; the last: {lost} (out of memory?)"
+        return JobResult(progress=job.progress, notices=(Notice(level="ERROR", text=text),))
 
-    async def _run_alone(self, job: Job) -> JobResult:
+    async def _once(self, job: Job, *, priority: Priority, on_beat: OnBeat) -> JobResult:
+        process = await self._turn(priority)
         try:
-            submitted = await self._submit(job)
-        except BrokenProcessPool:  # it died idle, or while it started: nothing is lost
-            log.error("the worker process died; starting another")
-            self._replace()
-            submitted = await self._submit(job)
-        try:
-            return await asyncio.wrap_future(submitted)
-        except asyncio.CancelledError:
-            if not submitted.cancel() and not submitted.done():
+            if not await self._starts(process):  # it died idle, or while it started: nothing is lost
+                process = self._replaced(process)
+                await process.started(hang_s=self._hang_s)
+            result = await process.run(replace(job, last_good=self._last_good), hang_s=self._hang_s, on_beat=on_beat)
+        except BaseException as error:
+            if not isinstance(error, WorkerLost):
                 log.info("nobody waits any more for the frame at work: its process is ended")
-                self._replace()
+            process = self._replaced(process)
+            raise
+        finally:
+            self._release(process)
+        self._last_good = result.last_good or self._last_good
+        return result
+
+    async def _starts(self, process: _Process) -> bool:
+        try:
+            await process.started(hang_s=self._hang_s)
+        except WorkerLost as error:
+            log.error("a worker process was lost before it had anything to do: %s", error)
+            self._on_lost()
+            return False
+        return process.is_alive
+
+    async def _turn(self, priority: Priority) -> _Process:
+        """A process that is free, when it is this caller's turn."""
+        if self._free:
+            return self._free.pop()
+        turn: asyncio.Future[_Process] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._waiting, (PRIORITIES.index(priority), next(self._order), turn))
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._release(turn.result())
             raise
 
-    async def _submit(self, job: Job) -> Future[JobResult]:
-        """Hand `job` to the process once that has nothing else to do, so that it runs from now on."""
-        with suppress(InreconError):  # a device that cannot be used: the job will tell of it
-            await self.warmed_up()
-        if self._pool is None:
-            raise RuntimeError("the worker is not running")
-        return self._pool.submit(run_job, job)
+    def _release(self, process: _Process) -> None:
+        while self._waiting:
+            *_, turn = heapq.heappop(self._waiting)
+            if not turn.done():
+                turn.set_result(process)
+                return
+        self._free.append(process)
+
+    def _add(self, number: int) -> _Process:
+        process = _Process(number, self.device, self._log_format)
+        self._processes.append(process)
+        return process
+
+    def _replaced(self, process: _Process) -> _Process:
+        """A new process in the place of `process`, which is ended; none takes its place once these are retired."""
+        process.kill()
+        if self._retired:
+            return process
+        self._processes.remove(process)
+        return self._add(process.number)
 
     def retire(self) -> None:
-        """Replace the process no more when it ends."""
+        """Replace processes no more when they end."""
         self._retired = True
 
-    def _replace(self) -> None:
-        self._terminate()
-        if not self._retired and self._pool is not None:
-            self._pool.shutdown(wait=False)
-            self.start()
-
-    def _terminate(self) -> None:
-        for process in self._processes:
-            process.terminate()
-
     def stop(self) -> None:
-        """End the process, whatever it is doing."""
+        """End all processes, whatever they are doing."""
         self.retire()
-        self._terminate()
-        if self._pool is not None:
-            # The pool sees that its process is gone, fails what is pending and ends its thread: waiting is short.
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = None
+        for process in self._processes:
+            process.kill()

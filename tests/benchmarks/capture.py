@@ -32,7 +32,8 @@ ENTRY = """
 import json, sys
 from inrecon_server.server import serve
 from inrecon_server.settings import ServerSettings
-serve(ServerSettings(port=0, **json.loads(sys.argv[1])), on_listening=lambda host, port: print(port, flush=True))
+settings = ServerSettings(port=0, http_port=0, **json.loads(sys.argv[1]))
+serve(settings, on_listening=lambda host, port: print(port, flush=True))
 """
 
 

@@ -13,7 +13,7 @@ import logging, sys
 from inrecon_server.server import serve
 from inrecon_server.settings import ServerSettings
 logging.basicConfig(level="INFO", stream=sys.stdout, format="%(message)s")
-serve(ServerSettings(port=0))
+serve(ServerSettings(port=0, http_port=0))
 """
 
 

@@ -92,7 +92,7 @@ def test_a_scan_of_points_has_no_oracle() -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["searches", "--cases", "brain"], "no case is called brain"),
+        (["searches", "--cases", "brain"], "no case is called 'brain'"),
         (["searches", "--searches", "grid"], "unknown search grid"),
         (["hypotheses"], "brain_8ch_230x180.npz is not at hand"),
     ],

@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +22,6 @@ from inrecon_server.client import ClientResult, send
 from inrecon_server.protocol import Close, Message, Parser, serialise
 
 _ENTRY = """
-{prelude}
 import json
 import logging
 import sys
@@ -27,9 +29,10 @@ from inrecon_server.connection import Patience
 from inrecon_server.server import serve
 from inrecon_server.settings import ServerSettings
 
-logging.basicConfig(level="INFO")
 patience = Patience(idle_s=30.0, silence_s=0.3, linger_s=1.0, captured_s=20.0, send_buffer_bytes=1 << 16)
-settings = ServerSettings(port=0, device="cpu", shutdown_grace_s=0.2, **json.loads(sys.argv[1]))
+usual = {"port": 0, "http_port": 0, "device": "cpu", "shutdown_grace_s": 0.2}
+settings = ServerSettings(**{**usual, **json.loads(sys.argv[1])})
+logging.basicConfig(level="DEBUG" if settings.verbose else "INFO")
 serve(settings, patience=patience, on_listening=lambda host, port: print(port, flush=True))
 """
 
@@ -40,6 +43,31 @@ class RunningServer:
 
     process: "subprocess.Popen[str]"
     port: int
+    http_port: int
+    log_file: Path
+
+    def log(self) -> str:
+        """All that it has logged."""
+        return self.log_file.read_text()
+
+    def get(self, path: str) -> tuple[int, str]:
+        """Status and text of what it tells over HTTP."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}{path}", timeout=10) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def figures(self) -> dict[str, float]:
+        """Its metrics."""
+        status, text = self.get("/metrics")
+        assert status == 200
+        samples = (line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#"))
+        return {name: float(value) for name, value in samples}
+
+    def figure(self, name: str) -> float:
+        """One of its metrics."""
+        return self.figures()[name]
 
     def worker(self) -> int:
         """The process id of the worker: the child that Python's spawn started."""
@@ -66,6 +94,10 @@ class RunningServer:
                 connection.shutdown(socket.SHUT_WR)
             return read_all(connection)
 
+    def hear(self, connection: socket.socket) -> list[Message]:
+        """All that it says on `connection`, up to CLOSE."""
+        return read_all(connection)
+
     def send(self, scan: SimulatedScan, *, config: str = "cg_sense", parameters: str | None = None) -> ClientResult:
         return send(scan.header, scan.acquisitions, port=self.port, config=config, parameters=parameters, timeout_s=30)
 
@@ -89,24 +121,34 @@ def _command(pid: int) -> bytes:
 
 
 @contextmanager
-def _running(*, prelude: str = "", log: Path | None = None, **settings: object) -> Iterator[RunningServer]:
-    """A server with these `settings`; `prelude` is run in its process before, and its log goes to `log` if given."""
-    command = [sys.executable, "-c", _ENTRY.replace("{prelude}", prelude), json.dumps(settings, default=str)]
+def _running(*, prelude: str = "", **settings: object) -> Iterator[RunningServer]:
+    """A server with these settings; `prelude` is run in its process before it."""
+    command = [sys.executable, "-c", f"{prelude}\n{_ENTRY}", json.dumps(settings, default=str)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with log.open("w") if log is not None else nullcontext() as errors:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
+    with tempfile.TemporaryDirectory(prefix="inrecon") as folder:
+        log = Path(folder) / "log"
+        with log.open("w") as stderr:
+            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True, env=environment)
         assert process.stdout is not None
         try:
-            yield RunningServer(process, int(process.stdout.readline()))
+            port = process.stdout.readline()
+            assert port, log.read_text()
+            told = re.search(r"metrics and health at http://127.0.0.1:(\d+)", log.read_text())
+            assert told is not None
+            yield RunningServer(process, int(port), int(told[1]), log)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(timeout=20)
             process.stdout.close()
+            sys.stderr.write(log.read_text())
+
+
+RunServer = Callable[..., AbstractContextManager[RunningServer]]
 
 
 @pytest.fixture(scope="session")
-def start_server() -> Callable[..., AbstractContextManager[RunningServer]]:
-    """Starts a server with the settings that it is given."""
+def run_server() -> RunServer:
+    """Start a server with the settings given by name, as a context."""
     return _running
 
 

@@ -48,9 +48,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def keeping(start_server: Start, folder: Path) -> Iterator[RunningServer]:
+def keeping(run_server: Start, folder: Path) -> Iterator[RunningServer]:
     """A server that keeps all sessions in `folder`; CLOSE comes when they are whole."""
-    with start_server(savedata=True, savedata_folder=folder) as running:
+    with run_server(savedata=True, savedata_folder=folder) as running:
         yield running
 
 
@@ -84,7 +84,7 @@ def test_a_session_is_kept_as_it_was_sent(keeping: RunningServer, folder: Path, 
     parameters = Text('{"parameters": {"preset": "fast"}}')
     sent = [*scan.acquisitions[:40], wave, *scan.acquisitions[40:]]
     answers = keeping.answers(ConfigFile("zero_filled"), Header(scan.header), parameters, *sent, Close())
-    assert [type(answer) for answer in answers] == [Text, Image, Text, Close]
+    assert len([answer for answer in answers if isinstance(answer, Image)]) == 1
     path = captured(folder, before)
     assert re.fullmatch(r"simulated_brain_\d{4}-\d\d-\d\d-\d{6}_\d+\.h5", path.name)
     assert_holds(path, scan.header, scan.acquisitions)
@@ -171,9 +171,9 @@ def test_nonsense_ends_the_file_as_it_ends_the_scan(keeping: RunningServer, fold
 
 
 def test_a_client_may_ask_for_nothing_but_to_be_kept(
-    start_server: Start, scan: SimulatedScan, tmp_path: Path, folder: Path
+    run_server: Start, scan: SimulatedScan, tmp_path: Path, folder: Path
 ) -> None:
-    with start_server(savedata_folder=tmp_path) as server:
+    with run_server(savedata_folder=tmp_path) as server:
         assert server.send(scan, config="zero_filled").images
         assert list(tmp_path.iterdir()) == []
         by_name = server.send(scan, config="savedataonly")
@@ -196,22 +196,22 @@ def test_a_server_without_a_folder_refuses_to_save_only(server: RunningServer, s
 
 
 def test_a_disk_that_is_full_is_told_once_and_the_scan_goes_on(
-    start_server: Start, scan: SimulatedScan, tmp_path: Path
+    run_server: Start, scan: SimulatedScan, tmp_path: Path
 ) -> None:
     ballast = Acquisition.from_array(np.ones((4, 30_000), np.complex64))  # 0.9 MiB
     ballast.set_flag(ismrmrd.ACQ_IS_DUMMYSCAN_DATA)
     sent = [*scan.acquisitions[:-1], *(100 * [ballast]), scan.acquisitions[-1]]
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (64 << 20, 64 << 20))"
-    log = tmp_path / "log"
     captures = tmp_path / "captures"
     captures.mkdir()
-    with start_server(prelude=limit, log=log, savedata=True, savedata_folder=captures) as server:
+    with run_server(prelude=limit, savedata=True, savedata_folder=captures) as server:
         answers = server.answers(ConfigFile("zero_filled"), Header(scan.header), *sent, Close())
         assert server.send(scan, config="zero_filled").images
+        log = server.log()
     assert len([answer for answer in answers if isinstance(answer, Image)]) == 1
     (warning,) = [text for text in texts(answers) if "capture" in text]
     assert warning == "WARNING the capture of this session has ended, the scan goes on: File too large"
-    assert log.read_text().count("the capture of this session has ended") == 1
+    assert log.count("the capture of this session has ended") == 1
     first, second = sorted(captures.iterdir())
     assert_holds(second, scan.header, scan.acquisitions)
     with open_raw(first) as raw:
@@ -220,11 +220,11 @@ def test_a_disk_that_is_full_is_told_once_and_the_scan_goes_on(
 
 
 def test_a_folder_that_has_gone_is_told_once_and_the_scan_goes_on(
-    start_server: Start, scan: SimulatedScan, tmp_path: Path
+    run_server: Start, scan: SimulatedScan, tmp_path: Path
 ) -> None:
     captures = tmp_path / "captures"
     captures.mkdir()
-    with start_server(savedata=True, savedata_folder=captures) as server:
+    with run_server(savedata=True, savedata_folder=captures) as server:
         shutil.rmtree(captures)
         result = server.send(scan, config="zero_filled")
         assert len(result.images) == 1
@@ -242,9 +242,9 @@ def heard(connection: object, *messages: Message) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_what_came_before_the_server_ended_is_kept(
-    start_server: Start, scan: SimulatedScan, tmp_path: Path, number: signal.Signals
+    run_server: Start, scan: SimulatedScan, tmp_path: Path, number: signal.Signals
 ) -> None:
-    with start_server(savedata=True, savedata_folder=tmp_path) as server, server.connect() as connection:
+    with run_server(savedata=True, savedata_folder=tmp_path) as server, server.connect() as connection:
         heard(connection, ConfigFile("null"), Header(scan.header), *scan.acquisitions[:40])
         while not list(tmp_path.iterdir()):
             heard(connection)
@@ -262,10 +262,8 @@ def test_what_came_before_the_server_ended_is_kept(
     assert_holds(path, scan.header, scan.acquisitions[:readouts])
 
 
-def test_a_file_that_is_not_whole_is_not_taken_for_one(
-    start_server: Start, scan: SimulatedScan, tmp_path: Path
-) -> None:
-    with start_server(savedata=True, savedata_folder=tmp_path, savedata_days=0.5) as server:
+def test_a_file_that_is_not_whole_is_not_taken_for_one(run_server: Start, scan: SimulatedScan, tmp_path: Path) -> None:
+    with run_server(savedata=True, savedata_folder=tmp_path, savedata_days=0.5) as server:
         with server.connect() as connection:
             heard(connection, ConfigFile("null"), Header(scan.header), *scan.acquisitions[:40])
             while not list(tmp_path.iterdir()):
@@ -284,9 +282,9 @@ def test_a_file_that_is_not_whole_is_not_taken_for_one(
 
 
 def test_old_captures_go_after_a_session_and_files_of_others_stay(
-    start_server: Start, scan: SimulatedScan, tmp_path: Path
+    run_server: Start, scan: SimulatedScan, tmp_path: Path
 ) -> None:
-    with start_server(savedata_folder=tmp_path, savedata_days=7) as server:
+    with run_server(savedata_folder=tmp_path, savedata_days=7) as server:
         server.send(scan, config="savedataonly")
         (old,) = tmp_path.iterdir()
         other = tmp_path / "other_2020-01-01-120000_1.h5"
@@ -299,21 +297,22 @@ def test_old_captures_go_after_a_session_and_files_of_others_stay(
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_nothing_of_the_patient_is_in_names_or_logs(start_server: Start, scan: SimulatedScan, tmp_path: Path) -> None:
+def test_nothing_of_the_patient_is_in_names_or_logs(run_server: Start, scan: SimulatedScan, tmp_path: Path) -> None:
     patient = (
         b"<subjectInformation><patientName>Doe^Jane</patientName><patientID>4711-0815</patientID></subjectInformation>"
     )
     header = scan.header.replace(b"<studyInformation>", patient + b"<studyInformation>")
     assert patient in header
-    log, captures = tmp_path / "log", tmp_path / "captures"
+    captures = tmp_path / "captures"
     captures.mkdir()
-    with start_server(log=log, savedata=True, savedata_folder=captures) as server:
+    with run_server(verbose=True, savedata=True, savedata_folder=captures) as server:
         answers = server.answers(ConfigFile("zero_filled"), Header(header), *scan.acquisitions, Close())
         nameless = header.replace(b"protocolName", b"comment")
         answers += server.answers(ConfigText("<configuration/>"), Header(nameless), *scan.acquisitions[:3], Close())
+        log = server.log()
     names = [path.name for path in captures.iterdir()]
     assert len(names) == 2
-    told = "\n".join([log.read_text(), *names, *texts(answers)]).lower()
+    told = "\n".join([log, *names, *texts(answers)]).lower()
     assert "kept as simulated_brain_" in told
     for secret in ("doe", "jane", "4711", "0815"):
         assert secret not in told

@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from inrecon.acquire import Accumulator, Encoding, Limits, NotCartesian, Scan, parse_header, raw_frames
 from inrecon.errors import InvalidFrame
 from inrecon.events import Warned, listening
-from inrecon.frame import Geometry, Key
+from inrecon.frame import Geometry, Key, Noise
 from inrecon.simulate import simulate_scan
 
 REAL_FILE = Path(__file__).parents[2] / ".." / "shared" / "data" / "phantom_14ch_bssfp_R3_noise.h5"
@@ -99,10 +100,24 @@ def assert_same(one, other):
             np.testing.assert_array_equal(a.acquired, b.acquired)
 
 
-def warnings_of(the_scan, acquisitions):
+def labelled_scan(labels):
+    """A scan that depends on a noise measurement and whose coils have these letters for names, a space for none."""
+    named = tuple(letter.strip() for letter in labels)
+    return dataclasses.replace(scan(), coil_labels=named, noise_dependencies=("m",))
+
+
+def kept_noise(coils, *, labels=""):
+    colour = random_data(coils, samples=coils, coils=coils).astype(np.complex128)
+    covariance = colour @ colour.conj().T
+    return Noise(
+        covariance=covariance, samples=99, sample_time_us=7.0, relative_bandwidth=0.9, coil_labels=tuple(labels)
+    )
+
+
+def warnings_of(the_scan, acquisitions, **options):
     heard = []
     with listening(heard.append):
-        frames = run(the_scan, acquisitions)
+        frames = run(the_scan, acquisitions, **options)
     assert all(isinstance(event, Warned) for event in heard)
     return frames, [event.text for event in heard]
 
@@ -344,6 +359,82 @@ class TestNotImaging:
         assert only(frames).noise is None
         assert len(texts) == 1
         assert "5 channels" in texts[0]
+
+    def test_kept_noise_is_used_where_the_scan_has_none(self):
+        kept = kept_noise(COILS)
+        frame = only(run(labelled_scan(""), lines_of_a_frame(), kept_noise=kept))
+        np.testing.assert_array_equal(frame.noise.covariance, kept.covariance)
+        assert (frame.noise.samples, frame.noise.sample_time_us, frame.noise.relative_bandwidth) == (99, 7.0, 0.9)
+        assert_same(frame, only(run(scan(), lines_of_a_frame())))
+
+    def test_noise_readouts_of_the_scan_itself_win(self):
+        own = readout(random_data(1), flags=[ismrmrd.ACQ_IS_NOISE_MEASUREMENT])
+        with_kept, without = (
+            only(run(labelled_scan(""), [own, *lines_of_a_frame()], kept_noise=kept)).noise
+            for kept in (kept_noise(COILS), "there is none")
+        )
+        np.testing.assert_array_equal(with_kept.covariance, without.covariance)
+        assert (with_kept.samples, with_kept.sample_time_us) == (without.samples, without.sample_time_us)
+
+    def test_a_noise_measurement_that_is_missing_is_told_where_the_header_names_one(self):
+        own = readout(random_data(1), flags=[ismrmrd.ACQ_IS_NOISE_MEASUREMENT])
+        for readouts, options, told in (
+            (lines_of_a_frame(), {}, ["the noise measurement that was named is not at hand; noise is estimated"]),
+            (lines_of_a_frame(), {"kept_noise": "too old"}, ["too old; noise is estimated from the data instead"]),
+            ([own, *lines_of_a_frame()], {}, []),
+        ):
+            _, texts = warnings_of(labelled_scan(""), readouts, **options)
+            assert len(texts) == len(told)
+            assert all(text.startswith(start) for text, start in zip(texts, told, strict=True))
+        assert warnings_of(scan(), lines_of_a_frame(), kept_noise="too old")[1] == []
+
+    def test_own_noise_names_the_coils_of_the_header(self):
+        labelled = dataclasses.replace(scan(), coil_labels=("a", "b", "c"))
+        accumulator = Accumulator(labelled)
+        accumulator.add(readout(random_data(0), flags=[ismrmrd.ACQ_IS_NOISE_MEASUREMENT]))
+        assert accumulator.noise.coil_labels == ("a", "b", "c")
+
+    @pytest.mark.parametrize(
+        ("known", "labels", "order"),
+        [
+            ("abc", "abc", [0, 1, 2]),
+            ("cab", "abc", [1, 2, 0]),
+            ("dcab", "abc", [2, 3, 1]),  # the noise scan had a coil more
+            ("", "abc", [0, 1, 2]),  # names on one side only, or none: in order
+            ("cab", "", [0, 1, 2]),
+            ("", "", [0, 1, 2]),
+            ("cab", "ab", [0, 1, 2]),  # names that are not as many as channels, or not unique, tell nothing
+            ("ca", "abc", [0, 1, 2]),
+            ("cab", "aab", [0, 1, 2]),
+            ("aac", "abc", [0, 1, 2]),
+            ("cab", "a c", [0, 1, 2]),
+        ],
+    )
+    def test_coils_are_matched_by_name_where_both_sides_name_all(self, known, labels, order):
+        kept = kept_noise(max(len(known), COILS), labels=known)
+        frames, texts = warnings_of(labelled_scan(labels), lines_of_a_frame(), kept_noise=kept)
+        assert texts == []
+        np.testing.assert_array_equal(only(frames).noise.covariance, kept.covariance[np.ix_(order, order)])
+
+    @pytest.mark.parametrize(
+        ("coils", "known", "labels", "told"),
+        [
+            (3, "abd", "abc", "1 of the scan's 3 coils are not among the 3 of its noise measurement"),
+            (4, "efgh", "abc", "3 of the scan's 3 coils are not among the 4"),
+            (2, "ab", "abc", "1 of the scan's 3 coils are not among the 2"),
+            (4, "", "abc", "the noise measurement has 4 channels, the scan 3, and no coil labels tell"),
+            (4, "abcd", "", "the noise measurement has 4 channels, the scan 3, and no coil labels tell"),
+            (2, "", "", "the noise measurement has 2 channels, the scan 3"),
+        ],
+    )
+    def test_noise_of_other_coils_is_left_out_and_why_is_told_once(self, coils, known, labels, told):
+        two_frames = [*lines_of_a_frame(last=LAST_FLAGS[:1]), *lines_of_a_frame(repetition=1)]
+        kept = kept_noise(coils, labels=known)
+        frames, texts = warnings_of(labelled_scan(labels), two_frames, kept_noise=kept)
+        assert [frame.noise for frame in frames] == [None, None]
+        (text,) = texts
+        assert text.startswith(told)
+        assert text.endswith("noise is estimated from the data instead")
 
     @pytest.mark.parametrize(("given", "known"), [(0.0, 0.0), (-1.0, 0.0), (np.nan, 0.0), (np.inf, 0.0), (2.5, 2.5)])
     def test_a_senseless_dwell_time_is_unknown(self, given, known):

@@ -16,13 +16,23 @@ from inrecon.events import listening
 REAL_FILE = Path(__file__).parents[2] / ".." / "shared" / "data" / "phantom_14ch_bssfp_R3_noise.h5"
 
 BODY = """<ismrmrdHeader xmlns="http://www.ismrm.org/ISMRMRD" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance">
-  <studyInformation><bodyPartExamined>HEAD</bodyPartExamined></studyInformation>
+  <subjectInformation><patientID>p1</patientID></subjectInformation>
+  <studyInformation><studyID>s1</studyID><bodyPartExamined>HEAD</bodyPartExamined></studyInformation>
   <measurementInformation>
     <measurementID>m1</measurementID><patientPosition>HFS</patientPosition><protocolName>t2_tse</protocolName>
+    <measurementDependency>
+      <dependencyType>SenMap</dependencyType><measurementID>m9</measurementID>
+    </measurementDependency>
+    <measurementDependency>
+      <dependencyType>NOISE</dependencyType><measurementID>m7</measurementID>
+    </measurementDependency>
   </measurementInformation>
   <acquisitionSystemInformation>
     <systemVendor>ACME</systemVendor><systemFieldStrength_T>1.5</systemFieldStrength_T>
     <relativeReceiverNoiseBandwidth>0.9</relativeReceiverNoiseBandwidth><receiverChannels>16</receiverChannels>
+    <coilLabel><coilNumber>22</coilNumber><coilName>Head:H2</coilName></coilLabel>
+    <coilLabel><coilNumber>21</coilNumber><coilName>Head:H1</coilName></coilLabel>
+    <deviceID>d1</deviceID>
   </acquisitionSystemInformation>
   <experimentalConditions><H1resonanceFrequency_Hz>63866217</H1resonanceFrequency_Hz></experimentalConditions>
   <encoding>
@@ -70,6 +80,9 @@ def test_every_fact_is_read():
     assert (scan.protocol_name, scan.sequence, scan.anatomy) == ("t2_tse", "TSE", "HEAD")
     assert (scan.vendor, scan.field_strength_T) == ("ACME", 1.5)
     assert scan.relative_bandwidth == 0.9
+    assert (scan.measurement_id, scan.device_id, scan.subject_id, scan.study_id) == ("m1", "d1", "p1", "s1")
+    assert scan.coil_labels == ("Head:H2", "Head:H1")
+    assert scan.noise_dependencies == ("m7",)
     (encoding,) = scan.encodings
     assert encoding.geometry.encoded_matrix == (384, 144, 12)
     assert encoding.geometry.encoded_fov_mm == (560, 210, 96)
@@ -109,7 +122,7 @@ def test_unknown_elements_do_not_change_the_scan(parent):
 
 def test_what_the_header_does_not_say_is_none_or_a_stated_default():
     bare = re.sub(
-        r"\s*<(studyInformation|measurementInformation|acquisitionSystemInformation|sequenceParameters)>.*?</\1>",
+        r"\s*<(subjectInformation|studyInformation|measurementInformation|acquisitionSystemInformation|sequenceParameters)>.*?</\1>",
         "",
         XML,
         flags=re.DOTALL,
@@ -320,6 +333,29 @@ def test_any_damage_gives_a_scan_or_invalid_header(at, length, put):
     except InvalidHeader:
         return
     assert all(0 < n <= 65535 for e in scan.encodings if isinstance(e, Encoding) for n in e.geometry.encoded_matrix)
+
+
+@pytest.mark.parametrize("kind", ["Noise", "noise", "nOISE"])
+def test_noise_scans_are_named_once_each_in_order_whatever_the_case(kind):
+    names = "".join(
+        f"<measurementDependency><dependencyType>{kind}</dependencyType><measurementID>{name}</measurementID>"
+        "</measurementDependency>"
+        for name in ("m3", "", " m7 ", "m2")
+    )
+    scan = parse_header(swapped("<measurementDependency>", f"{names}<measurementDependency>"))
+    assert scan.noise_dependencies == ("m3", "m7", "m2")
+
+
+def test_coils_keep_their_order_and_places_even_without_a_name():
+    label = "<coilLabel><coilNumber>1</coilNumber><coilName/></coilLabel>"
+    assert parse_header(swapped("<coilLabel>", f"{label}<coilLabel>")).coil_labels == ("", "Head:H2", "Head:H1")
+
+
+def test_identifiers_do_not_show():
+    shown = repr(parse_header(XML.encode()))
+    assert "t2_tse" in shown
+    for secret in ("m1", "m7", "d1", "p1", "s1"):
+        assert f"'{secret}'" not in shown
 
 
 def test_a_scan_cannot_be_changed():

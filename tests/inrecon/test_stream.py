@@ -371,3 +371,26 @@ def test_one_plane_of_a_volume_that_diverges_leaves_the_others(
     others = np.arange(10) != 3
     assert np.array_equal(image[:, :, others], expected[:, :, others])
     assert not np.array_equal(expected[:, :, others], linear[:, :, others])
+
+
+def test_the_linear_image_comes_along_as_a_series_of_its_own(hyperparameters: HyperparameterFiles) -> None:
+    scan = simulate_scan(shape=(32, 28), coils=4, acceleration=2, acs=10, repetitions=2)
+    request = Request(method="bilevel_inr", dtype="float", compare=True, series_name="needle", overrides=QUICK)
+    results = images_of(scan, request, hyperparameters)
+    plain = images_of(scan, Request(method="cg_sense", dtype="float"), hyperparameters)
+    for number, (result, linear) in enumerate(zip(results, plain, strict=True), start=1):
+        fit, compared = result.images
+        assert fit.image_series_index != compared.image_series_index
+        assert fit.image_index == compared.image_index == number
+        np.testing.assert_array_equal(compared.data, linear.images[0].data)
+        assert not np.array_equal(fit.data, compared.data)
+        assert [report["method"] for report in result.reports] == ["bilevel_inr", "cg_sense"]
+        assert compared.meta["inrecon_method"] == "cg_sense"
+        assert "inrecon_iterations" not in compared.meta
+        assert fit.meta["SeriesDescriptionAdditional"] == compared.meta["SeriesDescriptionAdditional"] == "needle"
+
+
+def test_nothing_is_compared_with_itself(hyperparameters: HyperparameterFiles) -> None:
+    scan = simulate_scan(shape=(32, 28), coils=4, acceleration=2, acs=10)
+    (result,) = images_of(scan, Request(method="cg_sense", compare=True), hyperparameters)
+    assert len(result.images) == 1

@@ -68,6 +68,7 @@ def one_line(text: str) -> str:
         ("replay raw.h5 -o out.h5 --png notes.txt", "notes.txt"),
         ("replay raw.h5 -o out.h5 -c cg_sens", "did you mean 'cg_sense'"),
         ("replay raw.h5 -o out.h5 -c null", "'null' makes no images"),
+        ("replay raw.h5 -o out.h5 -c default_measurement_dependencies", "makes no images"),
         ("replay raw.h5 -o out.h5 --method cg_sens", "did you mean 'cg_sense'"),
         ("replay raw.h5 -o out.h5 --preset slow", "invalid choice: 'slow'"),
         ("replay raw.h5 -o out.h5 --dtype int", "invalid choice: 'int'"),
@@ -80,6 +81,8 @@ def one_line(text: str) -> str:
         ("replay raw.h5 -o out.h5 --hyperparameters empty", "no hyperparameter files"),
         ("replay radial.h5 -o out.h5", "(?i)radial"),
         ("send missing.h5 -o out.h5", "no file missing.h5"),
+        ("send raw.h5", "images need an --output"),
+        ("send raw.h5 -o out.h5 -c default_measurement_dependencies", "makes no images for --output"),
         ("send raw.h5 -o raw.h5", "raw.h5 is the input"),
         ("send raw.h5 -o out.h5 -p 70000", "a port is a number"),
         ("send raw.h5 -o out.h5 --timeout 0", "seconds above 0"),
@@ -90,6 +93,7 @@ def one_line(text: str) -> str:
         ("serve -p 0 -H 192.0.2.1", "cannot listen on 192.0.2.1:0"),
         ("serve -p 0 --hyperparameters nowhere", "no folder nowhere"),
         ("serve -p 0 -l nowhere/log", "nowhere/log"),
+        ("serve -p 0 --state nowhere", "no folder nowhere"),
         ("serve -p 0 -s", "savedata_gib need savedata_folder"),
         ("serve -p 0 -s -S nowhere", "no folder nowhere"),
         ("serve -p 0 --tune-seconds 5", "tune_seconds and candidates go together"),
@@ -307,7 +311,7 @@ def test_doctor_names_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_server_listens_says_where_logs_to_a_file_and_stops(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
-    command = [*CLI, "serve", "--port", "0", "--device", "cpu", "--logfile", str(log)]
+    command = [*CLI, "serve", "--port", "0", "--http-port", "0", "--device", "cpu", "--logfile", str(log)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         line = process.stdout.readline()
         told = re.fullmatch(r"listening on 127\.0\.0\.1:(\d+)\n", line)
@@ -315,11 +319,13 @@ def test_the_server_listens_says_where_logs_to_a_file_and_stops(tmp_path: Path) 
         with socket.create_connection(("127.0.0.1", int(told[1])), timeout=20) as connection:
             connection.sendall(serialise(Close()))
             assert connection.recv(10) == serialise(Close())
-        second = subprocess.run([*CLI, "serve", "--port", told[1]], capture_output=True, text=True, timeout=20)
+        second = subprocess.run(
+            [*CLI, "serve", "--port", told[1], "--http-port", "0"], capture_output=True, text=True, timeout=20
+        )
         process.send_signal(signal.SIGTERM)
         out, errors = process.communicate(timeout=20)
     assert (process.returncode, out, errors) == (0, "", "")
-    assert "connection 1: ended" in log.read_text()
+    assert "connection 1: no image after" in log.read_text()
     assert second.returncode == 2
     assert f"cannot listen on 127.0.0.1:{told[1]}" in one_line(second.stderr)
 

@@ -6,10 +6,11 @@ from importlib.resources import files
 
 import pytest
 
+from inrecon.errors import ConfigError
 from inrecon.frame import Request
-from inrecon_server.config import ConfigError, Configuration, Wishes, amend, configure, names, recorded, requested
+from inrecon_server.config import Configuration, Wishes, amend, configure, names, recorded, requested
 
-NAMES = [name for name in names() if name not in ("null", "savedataonly")]
+NAMES = [name for name in names() if name not in ("null", "savedataonly", "default_measurement_dependencies")]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -30,11 +31,14 @@ def test_null_and_health_checks_want_no_reconstruction(name: str) -> None:
     assert configure(name).saves_only == (name == "savedataonly")
 
 
+def test_gadgetrons_name_for_a_noise_scan_keeps_noise_only() -> None:
+    for name in ("default_measurement_dependencies", "default_measurement_dependencies.xml"):
+        assert configure(name).keeps_noise_only
+    assert not configure("inr").keeps_noise_only
+
+
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(
-        ConfigError,
-        match=r"'cg_sens'.*did you mean 'cg_sense'.*known are cg_sense, inr, null, savedataonly, zero_filled",
-    ):
+    with pytest.raises(ConfigError, match=r"'cg_sens'.*did you mean 'cg_sense'.*known are cg_sense, default_"):
         configure("cg_sens")
 
 
@@ -66,6 +70,34 @@ def test_properties_of_xml_set_the_request_wherever_they_stand() -> None:
     assert configure(text).request == wanted
 
 
+@pytest.mark.parametrize("form", ["xml", "json"])
+def test_all_that_may_be_asked_for_can_be_told_in_either_form(form: str) -> None:
+    told = {"deadline": 2.5, "priority": "realtime", "compare": "true", "series_name": "needle", "iterations": 40}
+    properties = "".join(f'<property name="{name}" value="{value}"/>' for name, value in told.items())
+    texts = {"xml": f"<configuration>{properties}</configuration>", "json": json.dumps({"parameters": told})}
+    assert configure(texts[form]).request == Request(
+        deadline_s=2.5, priority="realtime", compare=True, series_name="needle", overrides={"iterations": "40"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("deadline", "0", "deadline: input should be greater than 0, not '0'"),
+        ("deadline", "nan", "deadline: "),
+        ("deadline", "soon", "deadline: input should be a valid number"),
+        ("priority", "now", "unknown priority 'now': known are realtime, inline, replay"),
+        ("compare", "perhaps", "compare: input should be a valid boolean"),
+        ("series_name", "a" * 65, "series_name: string should have at most 64 characters"),
+        ("series_name", "a\nb", "series_name: "),
+    ],
+)
+def test_what_cannot_be_asked_for_is_refused(name: str, value: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        configure(json.dumps({"parameters": {name: value}}))
+    assert told in str(caught.value)
+
+
 def test_what_gadgetron_sends_is_known_as_gadgetrons() -> None:
     properties = '<property name="peer" value="gadgetron"/><property name="method" value="cg_sense"/>'
     inner = f"<configuration>{properties}</configuration>"
@@ -87,6 +119,14 @@ def test_properties_of_gadgets_are_not_ours() -> None:
 def test_a_chain_of_other_peoples_gadgets_is_refused() -> None:
     with pytest.raises(ConfigError, match="Gadgetron's own gadgets"):
         configure("<configuration><stream><gadget><name>FFT</name></gadget></stream></configuration>")
+
+
+def test_a_namespace_changes_nothing() -> None:
+    gadgetrons = 'xmlns="http://gadgetron.sf.net/gadgetron"'
+    with pytest.raises(ConfigError, match="Gadgetron's own gadgets"):
+        configure(f"<configuration {gadgetrons}><gadget><name>FFT</name></gadget></configuration>")
+    ours = f'<configuration {gadgetrons}><property name="method" value="cg_sense"/></configuration>'
+    assert configure(ours).request == Request(method="cg_sense")
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,11 @@ from inrecon.simulate import SimulatedScan, simulate_scan
 from inrecon_server.capture import Capture
 from inrecon_server.connection import Connection, Patience
 from inrecon_server.files import open_raw
+from inrecon_server.job import Job, JobResult, Progress
 from inrecon_server.keeping import Keeping
+from inrecon_server.metrics import Metrics
 from inrecon_server.protocol import Close, ConfigFile, Header, Message, Parser, Text, serialise
 from inrecon_server.session import Session
-from inrecon_server.worker import Job, JobResult, Progress
 
 QUICK = Patience(linger_s=0.2)
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -33,7 +34,9 @@ class FakeWorker:
         self.started = 0
         self.cancelled = asyncio.Event()
 
-    async def run(self, job: Job) -> JobResult:
+    queued = 0
+
+    async def run(self, job: Job, *, priority: str, on_beat: object) -> JobResult:
         self.started += 1
         try:
             return await self._answer(job)
@@ -66,7 +69,8 @@ async def connected(
             reader,
             writer,
             session=session,
-            worker=worker,  # type: ignore[arg-type]
+            workers=worker,  # type: ignore[arg-type]
+            metrics=Metrics(),
             patience=patience,
             name="test",
             refusal=refusal,

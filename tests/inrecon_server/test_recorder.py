@@ -158,4 +158,4 @@ def test_a_disk_that_is_full_ends_a_file_that_can_be_read(tmp_path: Path) -> Non
 
 
 def options(folder: Path) -> dict[str, object]:
-    return {"folder": str(folder), "days": None, "gib": None, "log_level": 20}
+    return {"folder": str(folder), "days": None, "gib": None, "log_level": 20, "log_format": "text"}

@@ -5,16 +5,28 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
+from ismrmrd import ACQ_IS_NOISE_MEASUREMENT, Meta
 
 from inrecon.errors import InreconError, InvalidHeader
 from inrecon.events import FallBack
 from inrecon.frame import RawFrame, Request, Series
 from inrecon.simulate import SimulatedScan, simulate_scan
 from inrecon_server.config import Wishes
+from inrecon_server.job import JobResult, Progress
 from inrecon_server.notices import MAX_WARNINGS, Notice, notice_of
-from inrecon_server.protocol import ConfigFile, ConfigText, Error, Header, Message, Query, Response, Text
+from inrecon_server.protocol import (
+    ConfigFile,
+    ConfigText,
+    DependencyQuery,
+    Error,
+    Header,
+    Message,
+    Query,
+    Response,
+    Text,
+)
+from inrecon_server.scan_state import ScanState
 from inrecon_server.session import Session, Step
-from inrecon_server.worker import JobResult, Progress
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +34,18 @@ def scan() -> SimulatedScan:
     return simulate_scan(shape=(16, 16), coils=2, acceleration=1, acs=8, slices=2, repetitions=2)
 
 
-def session(*messages: Message, default_config: str | None = None, **more: object) -> Session:
-    new = Session(hyperparameters=Path("/nowhere"), device="cpu", default_config=default_config, **more)
+def named(scan: SimulatedScan, measurement: str, *, noise: str = "") -> bytes:
+    """The header of `scan` as measurement `measurement`, which depends on `noise`."""
+    dependency = f"<dependencyType>noise</dependencyType><measurementID>{noise}</measurementID>"
+    text = scan.header.decode().replace(">simulated<", f">{measurement}<")
+    start = "</protocolName>"
+    return text.replace(start, f"{start}<measurementDependency>{dependency}</measurementDependency>").encode()
+
+
+def session(
+    *messages: Message, default_config: str | None = None, state: ScanState | None = None, **more: object
+) -> Session:
+    new = Session(hyperparameters=Path("/nowhere"), device="cpu", default_config=default_config, state=state, **more)
     receive(new, messages)
     return new
 
@@ -46,7 +68,7 @@ def test_every_frame_of_the_scan_becomes_one_job_and_early(scan: SimulatedScan) 
     late = frames(running.finish())
     assert len(early) + len(late) == len(scan.reference) == 4
     assert len(early) >= 2
-    job = running.job(early[0])
+    job = running.job(early[0], complete_at=0.0)
     assert job.request.method == "cg_sense"
     assert job.progress == Progress()
     assert pickle.loads(pickle.dumps(job)).raw.key == early[0].key
@@ -64,7 +86,7 @@ def test_progress_passes_from_result_to_next_job(scan: SimulatedScan) -> None:
     first, *_ = [*frames(receive(running, scan.acquisitions)), *frames(running.finish())]
     progress = Progress(series={0: Series(images=3, scale=2.0)}, hyperparameters=b"as read")
     assert list(running.take(JobResult(progress=progress, images=(b"i",)))) == []
-    assert running.job(first).progress == progress
+    assert running.job(first, complete_at=0.0).progress == progress
 
 
 def test_a_warning_is_told_once_their_number_is_bounded_and_that_is_told_once(scan: SimulatedScan) -> None:
@@ -144,8 +166,8 @@ def test_fire_names_the_configuration_after_the_header(scan: SimulatedScan) -> N
     told = receive(running, [Text('{"parameters": {"config": "cg_sense", "preset": "fast", "foo": 1}}')])
     assert texts(told) == ["WARNING unknown parameters are ignored: 'foo'"]
     first, *_ = frames([*receive(running, scan.acquisitions), *running.finish()])
-    assert running.job(first).request.method == "cg_sense"
-    assert running.job(first).request.preset == "fast"
+    assert running.job(first, complete_at=0.0).request.method == "cg_sense"
+    assert running.job(first, complete_at=0.0).request.preset == "fast"
 
 
 def test_json_that_names_no_configuration_does_not_make_an_unknown_one_known(scan: SimulatedScan) -> None:
@@ -154,12 +176,78 @@ def test_json_that_names_no_configuration_does_not_make_an_unknown_one_known(sca
         receive(running, scan.acquisitions[:1])
 
 
+QUESTION = '<c><gadget><name>NoiseSummary</name><property name="noise_file" value="m"/></gadget></c>'
+
+
+def status(steps: Iterable[Step]) -> str:
+    (step,) = steps
+    assert isinstance(step, DependencyQuery)
+    return str(Meta.deserialize(step.meta)["status"])
+
+
+def test_noise_passes_from_scan_to_scan(scan: SimulatedScan) -> None:
+    state = ScanState()
+    assert status(session(ConfigText(QUESTION), state=state).finish()) == "failed"
+    first = session(ConfigFile("inr"), Header(named(scan, "m")), *scan.acquisitions, state=state)
+    (kept,) = texts(first.finish())
+    assert kept.startswith("INFO the noise (2 channels,")
+    assert status(session(ConfigText(QUESTION), state=state).finish()) == "success"
+    assert status(session(ConfigText(QUESTION), state=state, default_config="inr").finish()) == "success"
+    imaging = [one for one in scan.acquisitions if not one.is_flag_set(ACQ_IS_NOISE_MEASUREMENT)]
+    later = session(ConfigFile("inr"), Header(named(scan, "n", noise="m")), state=state)
+    steps = [*receive(later, imaging), *later.finish()]
+    assert all(frame.noise is not None for frame in frames(steps))
+    assert len([text for text in texts(steps) if "earlier measurement" in text]) == 1
+
+
+def test_readouts_that_come_through_gadgetron_are_not_whitened_a_second_time(scan: SimulatedScan) -> None:
+    state = ScanState()
+    gadgetrons = ConfigText('<configuration><property name="peer" value="gadgetron"/></configuration>')
+    list(session(gadgetrons, Header(named(scan, "m")), *scan.acquisitions, state=state).finish())
+    assert status(session(ConfigText(QUESTION), state=state).finish()) == "success"
+    running = session(gadgetrons, Header(named(scan, "n", noise="m")), state=state)
+    steps = [*receive(running, scan.acquisitions[-16:]), *running.finish()]
+    assert frames(steps)[-1].noise is None
+    assert [text for text in texts(steps) if "left to Gadgetron's own gadgets" in text]
+
+
+def test_noise_is_found_where_the_configuration_comes_after_the_header(scan: SimulatedScan) -> None:
+    state = ScanState()
+    list(session(ConfigFile("inr"), Header(named(scan, "m")), *scan.acquisitions, state=state).finish())
+    running = session(ConfigFile("null"), Header(named(scan, "n", noise="m")), state=state)
+    receive(running, [Text('{"parameters": {"config": "cg_sense"}}')])
+    steps = [*receive(running, scan.acquisitions[-16:]), *running.finish()]
+    assert frames(steps)[-1].noise is not None
+
+
+@pytest.mark.parametrize("ended", [[], ["null"]])
+def test_noise_of_a_scan_that_did_not_end_or_is_not_looked_at_is_not_kept(
+    scan: SimulatedScan, ended: list[str]
+) -> None:
+    state = ScanState()
+    running = session(ConfigFile(*(ended or ["inr"])), Header(named(scan, "m")), *scan.acquisitions, state=state)
+    if ended:
+        assert list(running.finish()) == []
+    assert status(session(ConfigText(QUESTION), state=state).finish()) == "failed"
+
+
+def test_a_noise_scan_without_noise_is_told_so(scan: SimulatedScan) -> None:
+    running = session(ConfigFile("default_measurement_dependencies"), Header(scan.header), *scan.acquisitions[-16:])
+    assert texts(running.finish()) == ["WARNING there were no noise readouts: nothing is kept"]
+
+
+def test_a_question_is_no_way_to_send_data(scan: SimulatedScan) -> None:
+    running = session(ConfigText(QUESTION), Header(scan.header))
+    with pytest.raises(InreconError, match="asks after the noise"):
+        receive(running, scan.acquisitions[:1])
+
+
 def test_the_configuration_does_not_change_in_the_middle(scan: SimulatedScan) -> None:
     running = session(ConfigFile("cg_sense"), Header(scan.header), scan.acquisitions[0])
     (told,) = texts(receive(running, [Text('{"parameters": {"config": "zero_filled"}}')]))
     assert "cannot change" in told
     first, *_ = frames([*receive(running, scan.acquisitions[1:]), *running.finish()])
-    assert running.job(first).request.method == "cg_sense"
+    assert running.job(first, complete_at=0.0).request.method == "cg_sense"
 
 
 def test_other_texts_of_the_client_change_nothing() -> None:
@@ -214,8 +302,8 @@ def test_wishes_go_over_every_configuration(scan: SimulatedScan) -> None:
         (ConfigFile("inr"), Header(scan.header), Text('{"parameters": {"config": "cg_sense", "preset": "quality"}}')),
     ):
         running = session(*messages, wishes=wishes)
-        (first, *_) = frames(receive(running, scan.acquisitions))
-        assert running.job(first).request == Request(method="cg_sense", preset="fast", overrides={"iterations": "3"})
+        assert frames(receive(running, scan.acquisitions))
+        assert running.request == Request(method="cg_sense", preset="fast", overrides={"iterations": "3"})
 
 
 def test_a_method_that_is_wished_for_makes_images_of_what_asks_for_none(scan: SimulatedScan) -> None:

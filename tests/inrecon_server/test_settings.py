@@ -28,6 +28,18 @@ def test_the_environment_may_name_the_file(tmp_path: Path) -> None:
     assert resolve({}, {"INRECON_SETTINGS": str(tmp_path / "inrecon.yaml")}).settings.verbose
 
 
+def test_gadgetrons_own_variable_names_its_storage_server(tmp_path: Path) -> None:
+    def address(environment: Mapping[str, str], **options: object) -> str:
+        return str(resolve(options, environment).settings.storage_address)
+
+    gadgetrons = {"GADGETRON_STORAGE_ADDRESS": "http://there:9112"}
+    (tmp_path / "inrecon.yaml").write_text("storage_address: http://file")
+    assert address(gadgetrons, settings=tmp_path / "inrecon.yaml") == "http://there:9112/"
+    assert address(gadgetrons | {"INRECON_STORAGE_ADDRESS": "https://here"}) == "https://here/"
+    assert address(gadgetrons, storage_address="http://option/path") == "http://option/path"
+    assert address({"GADGETRON_STORAGE_ADDRESS": ""}) == "None"
+
+
 def test_an_empty_file_says_nothing(tmp_path: Path) -> None:
     (tmp_path / "inrecon.yaml").write_text("# nothing yet\n")
     assert resolve({"settings": tmp_path / "inrecon.yaml"}, {}).settings == ServerSettings()
@@ -41,6 +53,12 @@ def test_an_empty_file_says_nothing(tmp_path: Path) -> None:
         ({}, {"INRECON_PORT": "[1"}, "environment variable INRECON_PORT is not valid YAML"),
         ({}, {"INRECON_PORT": "abc"}, "port (environment): input should be a valid integer"),
         ({"tune_seconds": 3}, {}, "tune_seconds and candidates go together"),
+        ({"state_hours": 0}, {}, "state_hours (option): input should be greater than 0"),
+        ({"state_folder": "/nowhere"}, {}, "state_folder (option): path does not point to a directory"),
+        ({}, {"GADGETRON_STORAGE_ADDRESS": "file:///etc"}, "storage_address (environment): URL scheme should be"),
+        ({}, {"GADGETRON_STORAGE_ADDRESS": "localhost:3333"}, "storage_address (environment): URL scheme should be"),
+        ({"storage_address": "http://me@host"}, {}, "storage_address (option): must be http(s)://host"),
+        ({"storage_address": "http://host/?a=b"}, {}, "storage_address (option): must be http(s)://host"),
         ({"savedata": True}, {}, "savedata, savedata_days and savedata_gib need savedata_folder"),
         ({"savedata_days": 3}, {}, "savedata, savedata_days and savedata_gib need savedata_folder"),
         ({"savedata_folder": "/nowhere"}, {}, "savedata_folder (option): path does not point to a directory"),

@@ -1,9 +1,26 @@
 """XML header to `Scan`; acquisitions to `RawFrame`. No torch: this runs where readouts are collected."""
 
 from inrecon.acquire.accumulate import Accumulator
+from inrecon.acquire.buffers import Memory
 from inrecon.acquire.frames import raw_frames
 from inrecon.acquire.header import parse_header
+from inrecon.acquire.kept_noise import LEFT_TO_GADGETRON
 from inrecon.acquire.scan import Encoding, Limits, NotCartesian, Scan
 from inrecon.acquire.summary import Summary
+from inrecon.acquire.unsorted import as_delivered, bucket_readouts, buffer_readouts
 
-__all__ = ["Accumulator", "Encoding", "Limits", "NotCartesian", "Scan", "Summary", "parse_header", "raw_frames"]
+__all__ = [
+    "LEFT_TO_GADGETRON",
+    "Accumulator",
+    "Encoding",
+    "Limits",
+    "Memory",
+    "NotCartesian",
+    "Scan",
+    "Summary",
+    "as_delivered",
+    "bucket_readouts",
+    "buffer_readouts",
+    "parse_header",
+    "raw_frames",
+]

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 
 import ismrmrd
 
-from inrecon.acquire.buffers import Budget, CalibrationStore, Line, NoiseSum
+from inrecon.acquire.buffers import Budget, CalibrationStore, Line, Memory, NoiseSum
+from inrecon.acquire.kept_noise import NOT_AT_HAND, noise_for
 from inrecon.acquire.pending import History, OpenFrame
 from inrecon.acquire.readout import (
     CALIBRATION,
@@ -45,19 +46,31 @@ class Accumulator:
     that count nothing want it. Unless a flag of its own ends it, a new frame of fewer than half the lines of the one
     before is taken to be stragglers of that one and left out. Averages that come late are images of their own; frames
     after them wait for as many. All this is announced (`Warned`), as is everything else that is left out, once a
-    kind; `summary` counts them.
+    kind; `summary` counts them. Its buffers hold at most `limit_bytes`, and what `memory` lends, which all scans of a
+    process may share.
+
+    `kept_noise` is the noise of an earlier measurement that the header names, for a scan that has no noise readouts of
+    its own; or a text that says why it is missing.
     """
 
-    def __init__(self, scan: Scan, *, limit_bytes: int = FRAME_BYTES_LIMIT) -> None:
+    def __init__(
+        self,
+        scan: Scan,
+        *,
+        kept_noise: Noise | str = NOT_AT_HAND,
+        limit_bytes: int = FRAME_BYTES_LIMIT,
+        memory: Memory | None = None,
+    ) -> None:
         self._scan = scan
         self._limit_bytes = limit_bytes
-        self._budget = Budget(limit_bytes)
+        self._budget = Budget(limit_bytes, memory=memory)
         self._open: dict[Key, OpenFrame] = {}
         self._current: Key | None = None
         self._history = History()
         self._averages: dict[int, int] = {}
         self._calibration = CalibrationStore(self._budget)
-        self._noise = NoiseSum(scan.relative_bandwidth)
+        self._noise = NoiseSum(scan.relative_bandwidth, coil_labels=scan.coil_labels)
+        self._kept_noise = kept_noise if scan.noise_dependencies else None
         self._channels: int | None = None
         self._taken: Counter[str] = Counter()
         self._skipped: Counter[str] = Counter()
@@ -65,7 +78,7 @@ class Accumulator:
 
     @property
     def noise(self) -> Noise | None:
-        """What the noise readouts so far told."""
+        """What the scan's own noise readouts so far told."""
         return self._noise.noise()
 
     def add(self, acquisition: ismrmrd.Acquisition) -> list[RawFrame]:
@@ -97,6 +110,10 @@ class Accumulator:
                 "slice was not imaged",
             )
         return done
+
+    def close(self) -> None:
+        """Give up what is not finished, and the memory that it holds."""
+        self._budget.close()
 
     def summary(self) -> Summary:
         """Counts so far."""
@@ -236,16 +253,10 @@ class Accumulator:
         if outside:
             self._warn("calibration", f"{outside} calibration lines outside the encoded matrix are left out")
         coils = len(imaging.kspace)
-        noise = self.noise
-        if noise is not None and len(noise.covariance) != coils:
-            self._warn(
-                "noise", f"noise readouts of {len(noise.covariance)} channels do not fit data of {coils}; not used"
-            )
-            noise = None
         return RawFrame(
             imaging=imaging,
             calibration=calibration,
-            noise=noise,
+            noise=self._noise_of(coils),
             sample_time_us=frame.sample_time_us,
             key=key,
             geometry=frame.encoding.geometry,
@@ -253,6 +264,13 @@ class Accumulator:
             reference=frame.reference,
             average_count=frame.lines.readouts / len(frame.lines),
         )
+
+    def _noise_of(self, coils: int) -> Noise | None:
+        try:
+            return noise_for(self.noise, self._kept_noise, self._scan.coil_labels, coils=coils)
+        except InvalidFrame as error:
+            self._warn("noise", f"{error}; noise is estimated from the data instead")
+            return None
 
     def _protocol(self, encoding: Encoding, *, coils: int, acceleration: float) -> Protocol:
         return Protocol(

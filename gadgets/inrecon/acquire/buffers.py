@@ -1,5 +1,6 @@
 """Where readouts wait until their frame is complete."""
 
+import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -14,12 +15,40 @@ from inrecon.frame import Complex, Key, Noise, Readouts
 
 Line = tuple[int, int]
 
+MOST_CHANNELS = 1024
+"""Of noise readouts, whose covariance has as many rows: several times what receivers have."""
 
-class Budget:
-    """Bytes that all buffers of a scan may hold together."""
+
+class Memory:
+    """Bytes that the buffers of all scans of a process may hold together, whatever thread they are filled in."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._held = 0
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> None:
+        """Set `size` bytes aside; raises `InvalidFrame` if that is more than is left."""
+        with self._lock:
+            if self._held + size > self._limit:
+                raise InvalidFrame(
+                    f"the scans that are being received hold {self._held / 2**30:.3g} GiB of the "
+                    f"{self._limit / 2**30:.3g} GiB that there are for readouts: try again later"
+                )
+            self._held += size
+
+    def give_back(self, size: int) -> None:
+        """End of a loan."""
+        with self._lock:
+            self._held -= size
+
+
+class Budget:
+    """Bytes that all buffers of a scan may hold together, and lent by `memory` if that is given."""
+
+    def __init__(self, limit: int, *, memory: Memory | None = None) -> None:
+        self._limit = limit
+        self._memory = memory
         self._held = 0
 
     def take(self, size: int) -> None:
@@ -29,11 +58,19 @@ class Budget:
                 f"readouts that wait for the end of their frames need more than {self._limit / 2**30:.3g} GiB; "
                 "LAST_IN_SLICE or LAST_IN_REPETITION on the last readout of each frame frees them earlier"
             )
+        if self._memory is not None:
+            self._memory.take(size)
         self._held += size
 
     def give_back(self, size: int) -> None:
         """End of a loan."""
         self._held -= size
+        if self._memory is not None:
+            self._memory.give_back(size)
+
+    def close(self) -> None:
+        """End of all loans, with the scan."""
+        self.give_back(self._held)
 
 
 class LineBuffer:
@@ -89,14 +126,17 @@ class LineBuffer:
 class NoiseSum:
     """Covariance of noise readouts, readout by readout."""
 
-    def __init__(self, relative_bandwidth: float) -> None:
+    def __init__(self, relative_bandwidth: float, *, coil_labels: tuple[str, ...]) -> None:
         self._relative_bandwidth = relative_bandwidth
+        self._coil_labels = coil_labels
         self._sum: NDArray[np.complex128] | None = None
         self._samples = 0
         self._sample_time_us = 0.0
 
     def add(self, samples: Complex, *, sample_time_us: float) -> None:
-        """Add samples ``(coils, samples)``; raises `InvalidFrame` if the number of coils changes."""
+        """Add samples ``(coils, samples)``; raises `InvalidFrame` if the number of coils changes, or is absurd."""
+        if len(samples) > MOST_CHANNELS:
+            raise InvalidFrame(f"a noise readout of {len(samples)} channels; at most {MOST_CHANNELS} are taken")
         wide = samples.astype(np.complex128)
         product = wide @ wide.conj().T
         if self._sum is None:
@@ -116,6 +156,7 @@ class NoiseSum:
             samples=self._samples,
             sample_time_us=self._sample_time_us,
             relative_bandwidth=self._relative_bandwidth,
+            coil_labels=self._coil_labels,
         )
 
 

@@ -58,6 +58,12 @@ def parse_header(xml: bytes) -> Scan:
         vendor=_text(_get(system, "systemVendor")),
         field_strength_T=_number(_get(system, "systemFieldStrength_T")),
         relative_bandwidth=_number(_get(system, "relativeReceiverNoiseBandwidth")) or RELATIVE_BANDWIDTH,
+        coil_labels=tuple(_text(_get(label, "coilName")) or "" for label in _get(system, "coilLabel") or ()),
+        measurement_id=_text(_get(measurement, "measurementID")),
+        device_id=_text(_get(system, "deviceID")),
+        subject_id=_text(_get(header.subjectInformation, "patientID")),
+        study_id=_text(_get(header.studyInformation, "studyID")),
+        noise_dependencies=_noise_dependencies(_get(measurement, "measurementDependency") or ()),
     )
 
 
@@ -109,6 +115,13 @@ def _missing(error: str, text: str) -> str:
     where = error.partition(".__init__")[0].removesuffix("Type")
     names = re.findall(r"'(\w+)'", error)
     return f"{', '.join(names)} in {where}"
+
+
+def _noise_dependencies(dependencies: Iterable[Any]) -> tuple[str, ...]:
+    found = (
+        _text(_get(one, "measurementID")) for one in dependencies if _choice(_get(one, "dependencyType")) == "noise"
+    )
+    return tuple(dict.fromkeys(measurement for measurement in found if measurement))
 
 
 def _encodings(sections: Iterable[Any]) -> tuple[Encoding | NotCartesian, ...]:

@@ -68,7 +68,9 @@ def kept_samples(acquisition: ismrmrd.Acquisition) -> Complex:
         raise InvalidFrame(f"discard_pre {pre} and discard_post {post} leave nothing of a readout of {count} samples")
     kept = data[:, pre : count - post] if pre or post else data
     if not np.isfinite(kept).all():
-        raise InvalidFrame("a readout holds values that are not finite (NaN or infinity)")
+        idx = acquisition.idx
+        place = f"line {idx.kspace_encode_step_1}, slice {idx.slice}, repetition {idx.repetition}"
+        raise InvalidFrame(f"the readout of {place} holds values that are not finite (NaN or infinity)")
     return kept
 
 

@@ -1,6 +1,6 @@
 """What the scan header says, checked: the nouns that `parse_header` gives and `Accumulator` works from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from inrecon.frame import Geometry
@@ -70,7 +70,9 @@ class NotCartesian:
 class Scan:
     """One measurement as its ISMRMRD header describes it; None is 'the header does not say'.
 
-    `relative_bandwidth` is the receiver's noise bandwidth over its sampling bandwidth.
+    `relative_bandwidth` is the receiver's noise bandwidth over its sampling bandwidth; `coil_labels` names the coils in
+    the order of the channels; `noise_dependencies` are the measurement IDs of the noise scans that belong to this one.
+    Identifiers may be those of a patient, or hold them: they are left out of `repr`.
     """
 
     encodings: tuple[Encoding | NotCartesian, ...]
@@ -80,3 +82,19 @@ class Scan:
     vendor: str | None = None
     field_strength_T: float | None = None
     relative_bandwidth: float = 0.793
+    coil_labels: tuple[str, ...] = ()
+    measurement_id: str | None = field(default=None, repr=False)
+    device_id: str | None = field(default=None, repr=False)
+    subject_id: str | None = field(default=None, repr=False)
+    study_id: str | None = field(default=None, repr=False)
+    noise_dependencies: tuple[str, ...] = field(default=(), repr=False)
+
+    def without_oversampling(self) -> "Scan":
+        """The scan of the same readouts once their oversampling has been removed."""
+        encodings = tuple(
+            replace(encoding, geometry=encoding.geometry.without_oversampling())
+            if isinstance(encoding, Encoding)
+            else encoding
+            for encoding in self.encodings
+        )
+        return replace(self, encodings=encodings)

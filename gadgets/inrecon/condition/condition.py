@@ -10,8 +10,13 @@ from inrecon.condition.noise import noise_of
 from inrecon.errors import InvalidFrame
 from inrecon.frame import Measurement, RawFrame
 
+MOST_COILS = 12
+"""To how many coils a scan is compressed, unless fewer will do."""
 
-def condition(raw: RawFrame, *, device: torch.device | str, energy: float = 0.999, max_coils: int = 12) -> Measurement:
+
+def condition(
+    raw: RawFrame, *, device: torch.device | str, energy: float = 0.999, max_coils: int = MOST_COILS
+) -> Measurement:
     """Remove readout oversampling, cut a 3-D scan into 2-D problems, compress the coils, prewhiten, scale.
 
     Coils are compressed in units of their own noise, but before correlations are removed: virtual coils that keep

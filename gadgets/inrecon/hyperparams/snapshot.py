@@ -12,6 +12,8 @@ from inrecon.frame import Protocol
 from inrecon.hyperparams.entry import Entry, read
 from inrecon.hyperparams.schema import FileProblems
 
+State = tuple[tuple[str, int, int, int], ...]
+
 
 @dataclass(frozen=True, kw_only=True)
 class HyperparameterFiles:
@@ -59,11 +61,7 @@ def read_folder(folder: Path) -> tuple[tuple[Entry, ...], list[FileProblems]]:
 
     Hidden files are passed over. Raises `NoHyperparameters` if there is no file at all.
     """
-    files = sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in {".yaml", ".yml"} and not file.name.startswith(".") and not file.is_dir()
-    )
+    files = _files(folder)
     if not files:
         raise NoHyperparameters(f"there are no hyperparameter files (*.yaml) in {folder}")
     entries, problems = [], _same_names(files)
@@ -73,6 +71,23 @@ def read_folder(folder: Path) -> tuple[tuple[Entry, ...], list[FileProblems]]:
         except FileProblems as error:
             problems.append(error)
     return tuple(entries), problems
+
+
+def state_of(folder: Path) -> State:
+    """What changes when a file in or below `folder` does: an equal state means equal files."""
+    found = []
+    for file in _files(folder):
+        told = file.stat()
+        found.append((str(file), told.st_ino, told.st_size, told.st_mtime_ns))
+    return tuple(found)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in {".yaml", ".yml"} and not file.name.startswith(".") and not file.is_dir()
+    )
 
 
 def _same_names(files: list[Path]) -> list[FileProblems]:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import secrets
-import shutil
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from math import isfinite
@@ -21,6 +17,7 @@ from inrecon.hyperparams.entry import Entry, entry_of
 from inrecon.hyperparams.match import MAX_GLOB, TRAJECTORIES, Match
 from inrecon.hyperparams.schema import FileProblems, Value
 from inrecon.hyperparams.snapshot import read_folder
+from inrecon.replace_file import replace_file
 
 _LINE_LENGTH = 100
 
@@ -135,30 +132,6 @@ def _conflicts(entry: Entry, folder: Path) -> Iterable[tuple[str, str]]:
 def _place(file: str) -> Path:
     """Which file of which folder that is, however the way there is written."""
     return Path(file).parent.resolve() / Path(file).name
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """`data` becomes the content of `path` in one step; a link is followed, permissions of a file there are kept.
-
-    Raises `OSError` that names `path` if it cannot be written, which then is as it was.
-    """
-    target = path.resolve()
-    if not target.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(target.parent))
-    temporary = target.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        with temporary.open("xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if target.exists():
-            shutil.copymode(target, temporary)
-        temporary.replace(target)
-    except OSError as error:
-        # The temporary file's name would tell nobody anything.
-        raise OSError(error.errno, f"cannot be written: {error.strerror}", str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _in_order(given: Mapping[str, object], order: Iterable[str]) -> dict[str, object]:

@@ -6,10 +6,11 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
+from inrecon.deadline import shared, time_left, time_limit
 from inrecon.errors import InreconError
 from inrecon.events import FallBack, observe
 from inrecon.frame import Frame, Reconstruction
@@ -21,6 +22,8 @@ from inrecon.methods.total_variation import TotalVariation
 from inrecon.methods.wavelet import L1Wavelet
 
 CERTAIN = 2.0
+CLASSICAL_SHARE = 0.3
+"""Of the time that there is, what goes to the candidates that need no network."""
 CLASSICAL: dict[str, Method] = {"cg_sense": CGSense(), "tv": TotalVariation(), "l1_wavelet": L1Wavelet()}
 
 
@@ -39,16 +42,18 @@ class Auto(BilevelINR):
     def fit_slices(self, frames: Sequence[Frame]) -> list[Reconstruction | InreconError]:
         """Each of `frames`; an error only where the network fails and nothing judges, or no candidate is left."""
         started = time.perf_counter()
+        with time_limit(CLASSICAL_SHARE * time_left()):
+            others = [_classical(frame) for frame in shared(frames)]
         networks = super().fit_slices(frames)
-        return [self._combined(frame, network, started) for frame, network in zip(frames, networks, strict=True)]
+        both = zip(frames, networks, others, strict=True)
+        return [self._combined(frame, {"bilevel_inr": network, **other}, started) for frame, network, other in both]
 
     def _combined(
-        self, frame: Frame, network: Reconstruction | InreconError, started: float
+        self, frame: Frame, tried: Mapping[str, Reconstruction | InreconError], started: float
     ) -> Reconstruction | InreconError:
+        network = tried["bilevel_inr"]
         if frame.held_out is None:
             return network
-        tried = {"bilevel_inr": network}
-        tried |= {name: or_error(method.judged, frame) for name, method in CLASSICAL.items()}
         candidates = {name: fit for name, fit in tried.items() if isinstance(fit, Reconstruction) and _has_loss(fit)}
         if not candidates:
             return network
@@ -77,6 +82,15 @@ class Auto(BilevelINR):
             remark=f"{' + '.join(parts)} (held-out losses: {', '.join(losses)}){without}",
         )
         return announced(result, method="auto", started=started)
+
+
+def _classical(frame: Frame) -> dict[str, Reconstruction | InreconError]:
+    """What needs no network, CG-SENSE first, as far as there is time and something judges."""
+    tried: dict[str, Reconstruction | InreconError] = {}
+    for name in shared(list(CLASSICAL) if frame.held_out is not None else []):
+        if time_left() > 0 or not tried:
+            tried[name] = or_error(CLASSICAL[name].judged, frame)
+    return tried
 
 
 def convex_weights(residuals: torch.Tensor) -> list[float]:

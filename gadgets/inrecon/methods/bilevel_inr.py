@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from inrecon.deadline import DEADLINE, shared, time_left, time_limit
 from inrecon.encoders import EncoderSettings
 from inrecon.errors import FitDiverged, InreconError
 from inrecon.frame import Frame, Reconstruction
@@ -99,24 +100,31 @@ class BilevelINR(Method):
 
         Slices with two sets of coil maps are batches of their own, so that they change nothing in the others.
         """
+        batches: list[list[int]] = []
         results: dict[int, Reconstruction | InreconError] = {}
         for sets in sorted({frame.maps.sets for frame in frames}):
             alike = [number for number, frame in enumerate(frames) if frame.maps.sets == sets]
             size = max(1, LARGEST_BATCH // (self.members * sets * frames[0].maps.support.numel()))
-            for first in range(0, len(alike), size):
-                batch = alike[first : first + size]
-                results |= zip(batch, self._fit_batch([frames[number] for number in batch]), strict=True)
+            batches += [alike[first : first + size] for first in range(0, len(alike), size)]
+        for batch in shared(batches):
+            results |= zip(batch, self._fit_batch([frames[number] for number in batch]), strict=True)
         return [results[number] for number in range(len(frames))]
 
     def _fit_batch(self, frames: Sequence[Frame]) -> list[Reconstruction | InreconError]:
         started = time.perf_counter()
         members = [dataclasses.replace(self, seed=self.seed + member) for member in range(self.members)]
         fit = LowerLevel(members, frames)
+        # The closing step solves as many linear problems as the beginning did, and takes about as long.
+        closing_s = time.perf_counter() - started
         try:
-            trials, stopped_by = self._judged_part(fit, frames)
-            done = len(fit.history)
-            whole = self.iterations if stopped_by == "iterations" else round(done / (1 - self.released))
-            images = self._released_part(fit, trials, iterations=whole - done)
+            with time_limit(time_left() - closing_s):
+                with time_limit(time_left() * (1 - self.released)):
+                    trials, stopped_by = self._judged_part(fit, frames)
+                done = len(fit.history)
+                whole = self.iterations if stopped_by == "iterations" else round(done / (1 - self.released))
+                images = self._released_part(fit, trials, iterations=whole - done)
+            if len(fit.history) < whole:
+                stopped_by = DEADLINE
         except FitDiverged as error:
             return [error] * len(frames)
         backend = f"{self.encoder} by {fit.network.encoder.backend}"
@@ -137,6 +145,8 @@ class BilevelINR(Method):
             if min(b.update(frame.loss(x), x) for b, frame, x in judged) >= self.patience:
                 stopped_by = "held-out samples"
                 break
+        if time_left() <= 0:
+            stopped_by = DEADLINE
         last = zip(best, fit.images().mean(1), strict=True)
         return [image if b.image is None else b.image for b, image in last], stopped_by
 

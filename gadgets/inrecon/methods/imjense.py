@@ -9,6 +9,7 @@ import time
 import numpy as np
 import torch
 
+from inrecon.deadline import DEADLINE, time_left
 from inrecon.encoders import pixel_centres
 from inrecon.errors import FitDiverged
 from inrecon.events import FitProgressed, observe
@@ -69,7 +70,7 @@ class Imjense(Method):
         result = Reconstruction(
             image=shared_out(image, maps, several.maps.csm),
             iterations=len(losses),
-            stopped_by="iterations",
+            stopped_by="iterations" if len(losses) == self.iterations else DEADLINE,
             losses=tuple(losses),
             remark="" if several.maps.sets == 1 else "one set of coil maps of its own, though the field of view folds",
         )
@@ -151,11 +152,14 @@ class _Fit:
         losses: list[torch.Tensor] = []
         for iteration in range(1, self.method.iterations + 1):
             losses.append(self._step())
-            if iteration % CHECK_EVERY and iteration != self.method.iterations:
+            late = time_left() <= 0
+            if iteration % CHECK_EVERY and iteration != self.method.iterations and not late:
                 continue
             observe(FitProgressed(iteration=iteration, iterations=self.method.iterations))
             if not torch.isfinite(losses[-1]):
                 raise FitDiverged(f"imjense diverged: its loss is not finite after {iteration} iterations")
+            if late:
+                break
         return [float(loss) for loss in losses]
 
     @torch.no_grad()

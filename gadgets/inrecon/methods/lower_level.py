@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from inrecon.deadline import time_left
 from inrecon.errors import FitDiverged
 from inrecon.events import FitProgressed, observe
 from inrecon.frame import Frame
@@ -88,12 +89,13 @@ class LowerLevel:
     def iterate(self, iterations: int) -> Iterator[None]:
         """Do so many iterations, with a pause for whoever wants to look every 25 and at the end.
 
-        Raises `FitDiverged` if no network has a finite loss any more.
+        When the time is over they end at once, but for the very first. Raises `FitDiverged` if no network has a
+        finite loss any more.
         """
         end = len(self.history) + iterations
-        while (done := len(self.history) + 1) <= end:
+        while (done := len(self.history) + 1) <= end and (time_left() > 0 or not self.history):
             self.history.append(self._step(self._views[done % len(self._views)]))
-            if done % CHECK_EVERY and done != end:
+            if done % CHECK_EVERY and done != end and time_left() > 0:
                 continue
             observe(FitProgressed(iteration=done, iterations=self.method.iterations))
             give_back()

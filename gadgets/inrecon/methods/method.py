@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 
+from inrecon.deadline import time_left, time_limit
 from inrecon.errors import CalibrationFailed, FitDiverged, InreconError
 from inrecon.events import FitFinished, observe
 from inrecon.frame import Frame, Reconstruction
@@ -55,8 +56,11 @@ class Method(ABC):
 
     def judged(self, frame: Frame) -> Reconstruction:
         """`fit`, with its loss on the samples that are held out: by a second fit without them, unless fits do it."""
-        result = self.fit(frame)
-        if frame.held_out is None or result.trial is not None:
+        if frame.held_out is None:
+            return self.fit(frame)
+        with time_limit(time_left() / 2):
+            result = self.fit(frame)
+        if result.trial is not None:
             return result
         trial = self.fit(frame.training).image
         return dataclasses.replace(result, trial=trial, validation_loss=frame.loss(trial))

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import torch
 
+from inrecon.deadline import DEADLINE, time_left
 from inrecon.errors import FitDiverged
 from inrecon.events import FitProgressed, observe
 from inrecon.frame import Frame, Reconstruction
@@ -67,6 +68,8 @@ class SparseMethod(Method):
                 raise FitDiverged(f"{self.name} diverged: its image is not finite after {iteration} iterations")
             if change <= self.tolerance * size:
                 return image, iteration, "converged"
+            if time_left() <= 0:
+                return image, iteration, DEADLINE
         return image, self.iterations, "iterations"
 
 

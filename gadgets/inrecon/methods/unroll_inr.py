@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from inrecon.deadline import DEADLINE, time_left
 from inrecon.encoders import EncoderSettings
 from inrecon.errors import FitDiverged
 from inrecon.events import FitProgressed, observe
@@ -148,11 +149,15 @@ class _Fit:
         stopped_by = "iterations"
         for iteration in range(1, method.iterations + 1):
             losses.append(self._step(iteration))
-            if iteration % CHECK_EVERY and iteration != method.iterations:
+            late = time_left() <= 0
+            if iteration % CHECK_EVERY and iteration != method.iterations and not late:
                 continue
             observe(FitProgressed(iteration=iteration, iterations=method.iterations))
             if not torch.isfinite(losses[-1]):
                 raise FitDiverged(f"unroll_inr diverged: its loss is not finite after {iteration} iterations")
+            if late:
+                stopped_by = DEADLINE
+                break
             if not method.patience or self.frame.held_out is None:
                 continue
             if best.update(self.frame.loss(self.consistent(self.prior)), self.prior) >= method.patience:

@@ -22,8 +22,8 @@ from PIL import Image as Picture
 from plotly.offline import get_plotlyjs
 
 from inrecon.errors import InvalidFrame
-from inrecon.hyperparams.write import replace_file
 from inrecon.methods import methods, tunable_fields
+from inrecon.replace_file import replace_file
 
 STATES = {TrialState.COMPLETE: "finished", TrialState.PRUNED: "dropped", TrialState.FAIL: "failed"}
 COLOURS = {"finished": "#2166ac", "dropped": "#d9a25f", "failed": "#8a8f98", "under way": "#5aae61"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar, get_args
 
@@ -113,6 +114,15 @@ class Benchmark(Strict):
         if twice:
             raise ValueError(f"case names stand twice: {', '.join(twice)}")
         return self
+
+
+def chosen(benchmark: Benchmark, patterns: str) -> list[Case]:
+    """The cases whose names match one of `patterns`, with commas between; raises `InvalidCases` if none does."""
+    found = [case for case in benchmark.cases if any(fnmatch(case.name, p.strip()) for p in patterns.split(","))]
+    if not found:
+        known = ", ".join(case.name for case in benchmark.cases)
+        raise InvalidCases(f"no case is called {patterns!r}: there are {known}")
+    return found
 
 
 def load(path: Path) -> Benchmark:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from fnmatch import fnmatch
 from pathlib import Path
 
 from inrecon.errors import InreconError
 from quality import bart, entrants, markdown
 from quality.bart import Bart
-from quality.cases import CASES, Benchmark, Case, InvalidCases, load
+from quality.cases import CASES, Benchmark, InvalidCases, chosen, load
 from quality.contest import Contest, draw, tell
 from quality.entrants import Entrant
 from quality.facts import Environment, as_json, environment
@@ -60,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     benchmark = load(options.cases)
     contestants = _contestants(options)
-    cases = _chosen(benchmark, options.only)
+    cases = chosen(benchmark, options.only)
     bart_needed = any(entrant.is_bart for entrant in contestants)
     contest = Contest(
         entrants=contestants,
@@ -112,12 +111,4 @@ def _contestants(options: argparse.Namespace) -> list[Entrant]:
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice or not found:
         raise InvalidCases(f"methods stand twice: {', '.join(twice)}" if twice else "no method is named")
-    return found
-
-
-def _chosen(benchmark: Benchmark, patterns: str) -> list[Case]:
-    found = [case for case in benchmark.cases if any(fnmatch(case.name, p.strip()) for p in patterns.split(","))]
-    if not found:
-        known = ", ".join(case.name for case in benchmark.cases)
-        raise InvalidCases(f"no case is called {patterns!r}: there are {known}")
     return found

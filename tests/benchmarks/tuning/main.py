@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from quality.cases import CASES, Case, InvalidCases, load
+from quality.cases import CASES, InvalidCases, chosen, load
 from quality.facts import environment
 
 from inrecon.errors import InreconError
@@ -95,19 +95,12 @@ def _workers(options: argparse.Namespace) -> None:
 
 def _beds(options: argparse.Namespace) -> list[Bed]:
     found = []
-    for case in _chosen(options.cases):
+    for case in chosen(load(CASES), options.cases):
         bed = Bed.of(case, data=options.shared and options.shared / "data", device=options.device)
         if bed is None:
             raise InvalidCases(f"case {case.name} cannot run: {case.data} is not at hand (--shared)")
         found.append(bed)
     return found
-
-
-def _chosen(names: str) -> list[Case]:
-    cases = {case.name: case for case in load(CASES).cases}
-    if unknown := sorted(set(names.split(",")) - set(cases)):
-        raise InvalidCases(f"no case is called {', '.join(unknown)}: there are {', '.join(cases)}")
-    return [cases[name] for name in names.split(",")]
 
 
 def _save(options: argparse.Namespace, results: object) -> None:
