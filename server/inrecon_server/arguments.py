@@ -32,6 +32,7 @@ def build_parser(runs: Mapping[str, Callable[[argparse.Namespace], int]]) -> arg
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_serve(commands.add_parser("serve", help="reconstruct what clients and scanners send over TCP"))
     _add_replay(commands.add_parser("replay", help="reconstruct a raw file without a server"))
+    _add_stream(commands.add_parser("stream", help="reconstruct an MRD stream: stdin to stdout, pipes or files"))
     _add_send(commands.add_parser("send", help="send a raw file to a server and keep its images"))
     _add_tune(commands.add_parser("tune", help="find the hyperparameters of a protocol from raw scans of it"))
     _add_explain(commands.add_parser("explain", help="say which hyperparameter file a scan gets, and why"))
@@ -77,6 +78,17 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         dest="state_folder",
         help="keep the noise of noise scans there, so that a restart does not lose it",
     )
+    parser.add_argument(
+        "-s", "--savedata", action="store_true", default=None, help="keep every session as a raw file, in the folder:"
+    )
+    parser.add_argument(
+        "-S",
+        "--savedataFolder",
+        type=_folder,
+        metavar="DIR",
+        dest="savedata_folder",
+        help="where sessions are kept; without -s those whose clients ask for it",
+    )
     parser.add_argument("-v", "--verbose", action="store_true", default=None, help="log more")
     parser.add_argument(
         "-l", "--logfile", type=Path, metavar="FILE", dest="log_file", help="log to the end of FILE instead of stderr"
@@ -99,11 +111,18 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
         metavar="OUT.h5",
         help="where the images go; of several files, or ending in /, a folder, as are --png and --report then",
     )
-    _add_request(parser)
+    _add_request(parser, otherwise="the one recorded in the file, or inr")
     _add_machine(parser)
     _add_tasks(parser, what="raw files at a time")
     parser.add_argument("--png", type=Path, metavar="DIR", help="write each image as PNG, too")
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="write what was done to each image")
+
+
+def _add_stream(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-i", "--input", type=Path, metavar="PATH", help="file or named pipe to read (stdin)")
+    parser.add_argument("-o", "--output", type=Path, metavar="PATH", help="file or named pipe to write (stdout)")
+    _add_request(parser, otherwise="inr; what the stream itself carries comes before it")
+    _add_machine(parser)
 
 
 def _add_send(parser: argparse.ArgumentParser) -> None:
@@ -128,7 +147,7 @@ def _add_send(parser: argparse.ArgumentParser) -> None:
 
 def _add_explain(parser: argparse.ArgumentParser) -> None:
     _add_raw(parser)
-    _add_request(parser)
+    _add_request(parser, otherwise="the one recorded in the file, or inr")
     _add_hyperparameters(parser)
 
 
@@ -192,8 +211,9 @@ def _add_tasks(parser: argparse.ArgumentParser, *, what: str) -> None:
     parser.add_argument("--ray", metavar="ADDRESS", help="on the Ray cluster there ('auto': the one of this machine)")
 
 
-def _add_request(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-c", "--config", default="inr", help="name or text of a configuration (%(default)s)")
+def _add_request(parser: argparse.ArgumentParser, *, otherwise: str) -> None:
+    """`otherwise`: which configuration there is without the option."""
+    parser.add_argument("-c", "--config", help=f"name or text of a configuration ({otherwise})")
     parser.add_argument("--method", metavar="NAME", help="method to use instead of the configuration's")
     parser.add_argument("--preset", choices=PRESETS, help="how much time to spend")
     parser.add_argument(

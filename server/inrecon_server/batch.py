@@ -10,10 +10,14 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
-from inrecon.errors import InreconError
+from inrecon.errors import ConfigError, InreconError
 from inrecon.frame import Request
-from inrecon_server.files import UnwritableFile, open_raw, replacing, write_images, write_pngs
+from inrecon_server.config import Wishes, recorded, requested
+from inrecon_server.files import RawFile, UnwritableFile, open_raw, replacing, write_images, write_pngs
+from inrecon_server.notices import Notice
 from inrecon_server.tasks import Ended, Tasks
+
+_DEFAULT_CONFIG = "inr"
 
 
 class NoImage(InreconError):
@@ -32,12 +36,13 @@ class Place:
 
 @dataclass(frozen=True)
 class FileJob:
-    """A raw file and the places of its outputs, and what is asked for."""
+    """A raw file and the places of its outputs, and what is asked for: `config` (None: the file's own) and `wishes`."""
 
     place: Place
     _: KW_ONLY
     group: str
-    request: Request
+    config: str | None
+    wishes: Wishes
     hyperparameters: Path | None
     device: str
 
@@ -78,6 +83,27 @@ def places(
     ]
 
 
+def request_for(raw: RawFile, config: str | None, wishes: Wishes) -> tuple[Request, tuple[Notice, ...]]:
+    """What is asked of `raw` by `config`, or else by the configuration recorded in it, or else by ``inr``.
+
+    `wishes` go over it. Gives also what a user should know of the choice; raises `ConfigError`.
+    """
+    if config is not None or raw.config is None:
+        return requested(config or _DEFAULT_CONFIG, wishes), ()
+    try:
+        configuration = wishes.over(recorded(raw.config, raw.parameters))
+    except ConfigError as error:
+        text = f"{raw.path} was recorded with a configuration that cannot be used here: {error}; give another one (-c)"
+        raise ConfigError(text) from error
+    if not configuration.makes_images:
+        raise ConfigError(
+            f"{raw.path} was recorded with the configuration {configuration.name!r}, which makes no images; "
+            "give another one (-c)"
+        )
+    told = f"configuration {configuration.name!r}, as recorded in {raw.path} (-c chooses another)"
+    return configuration.request, (Notice(level="INFO", text=told),)
+
+
 def reconstruct_file(job: FileJob, *, quiet: bool = False) -> Done:
     """Do `job`; unless `quiet`, what a user should know goes to stderr as it comes.
 
@@ -88,6 +114,7 @@ def reconstruct_file(job: FileJob, *, quiet: bool = False) -> Done:
     if place.report and place.report.resolve() == place.output.resolve():
         raise UnwritableFile(f"{place.report} cannot hold both the images and the report")
     with open_raw(place.raw, group=job.group) as raw, ExitStack() as outputs:
+        request, notices = request_for(raw, job.config, job.wishes)
         images = outputs.enter_context(replacing(place.output, source=place.raw))
         report = place.report and outputs.enter_context(replacing(place.report, source=place.raw))
         if place.png:
@@ -95,7 +122,14 @@ def reconstruct_file(job: FileJob, *, quiet: bool = False) -> Done:
 
         from inrecon_server.replay import replay, write_report  # only now: torch takes seconds
 
-        outcome = replay(raw, request=job.request, hyperparameters=job.hyperparameters, device=job.device, quiet=quiet)
+        outcome = replay(
+            raw,
+            request=request,
+            hyperparameters=job.hyperparameters,
+            device=job.device,
+            notices=notices,
+            quiet=quiet,
+        )
         if not outcome.images:
             raise NoImage(f"no image: {outcome.problem or outcome.summary}")
         write_images(images, outcome.images)

@@ -6,23 +6,22 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from inrecon.errors import ConfigError, InreconError
-from inrecon.frame import Request
+from inrecon.errors import InreconError
 from inrecon_server.arguments import MISUSED, build_parser
 
 if TYPE_CHECKING:
     from inrecon.hyperparams import Entry, HyperparameterFiles
     from inrecon.tuning import Plan, Scans
     from inrecon_server.batch import Done, FileJob
+    from inrecon_server.config import Wishes
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +82,8 @@ def _serve(options: argparse.Namespace) -> int:
         _check_candidates(settings.candidates, used=settings.hyperparameters)
     if settings.state_folder is not None:
         TemporaryFile(dir=settings.state_folder).close()  # told now rather than when a scan's noise is lost
+    if settings.savedata_folder is not None:
+        TemporaryFile(dir=settings.savedata_folder).close()  # told now rather than after a scan
     with _stderr_to(settings.log_file):
         log_to_stderr("DEBUG" if settings.verbose else "INFO", settings.log_format)
 
@@ -126,12 +127,14 @@ def _stderr_to(path: Path | None) -> Iterator[None]:
 def _replay(options: argparse.Namespace) -> int:
     from inrecon_server.batch import FileJob, NoImage, places, reconstruct_file
 
-    request, elsewhere = _request(options), options.ray is not None
+    wishes, elsewhere = _wishes(options), options.ray is not None
+    _check_config(options.config, wishes)
     jobs = [
         FileJob(
             place,
             group=options.group,
-            request=request,
+            config=options.config,
+            wishes=wishes,
             hyperparameters=options.hyperparameters and options.hyperparameters.resolve(),
             device=options.device,
         )
@@ -146,6 +149,33 @@ def _replay(options: argparse.Namespace) -> int:
     _tell(done, preset=options.preset)
     if done.problem:
         raise Failed(done.problem)
+    return 0
+
+
+def _stream(options: argparse.Namespace) -> int:
+    from inrecon_server.notices import Notice
+    from inrecon_server.streamed import opened, reconstruct_stream
+
+    def tell(notice: Notice) -> None:
+        sys.stderr.write(f"inrecon: {notice.level.lower()}: {notice.text}\n")
+
+    wishes = _wishes(options)
+    _check_config(options.config, wishes)
+    with opened(options.input, options.output) as (source, sink):
+        try:
+            problem = reconstruct_stream(
+                source,
+                sink,
+                config=options.config,
+                wishes=wishes,
+                hyperparameters=options.hyperparameters,
+                device=options.device,
+                tell=tell,
+            )
+        except BrokenPipeError as error:
+            raise Failed("whoever reads the images has gone") from error
+    if problem:
+        raise Failed(problem)
     return 0
 
 
@@ -177,20 +207,21 @@ def _replay_many(options: argparse.Namespace, jobs: Sequence[FileJob]) -> int:
     return 0
 
 
-def _request(options: argparse.Namespace) -> Request:
-    """What the configuration asks for, with what the command line sets over it."""
-    from inrecon_server.config import configure
+def _wishes(options: argparse.Namespace) -> Wishes:
+    """What the command line sets over the configuration."""
+    from inrecon_server.config import Wishes
 
-    configuration = configure(options.config)
-    if (configuration.is_null or configuration.keeps_noise_only) and options.method is None:
-        raise ConfigError(f"the configuration {configuration.name!r} makes no images")
-    if configuration.ignored:
-        _warn(f"unknown parameters are ignored: {', '.join(configuration.ignored)}")
-    given: Mapping[str, Any] = {
-        name: value for name in ("method", "preset", "dtype") if (value := getattr(options, name)) is not None
-    }
-    overrides = {**configuration.request.overrides, **dict(options.settings)}
-    return replace(configuration.request, **given, overrides=overrides)
+    return Wishes(method=options.method, preset=options.preset, dtype=options.dtype, overrides=dict(options.settings))
+
+
+def _check_config(config: str | None, wishes: Wishes) -> None:
+    """Tell now what is wrong with a configuration that was given; raises `ConfigError`."""
+    from inrecon_server.config import configure, requested
+
+    if config is not None:
+        requested(config, wishes)
+        if ignored := configure(config).ignored:
+            _warn(f"unknown parameters are ignored: {', '.join(ignored)}")
 
 
 def _send(options: argparse.Namespace) -> int:
@@ -317,15 +348,21 @@ def _verify(scans: Scans, plan: Plan, *, entry: Entry, files: HyperparameterFile
 def _explain(options: argparse.Namespace) -> int:
     from inrecon.acquire import raw_frames
     from inrecon.hyperparams import HyperparameterFiles, explain
+    from inrecon_server.batch import request_for
     from inrecon_server.files import open_raw
 
+    wishes = _wishes(options)
+    _check_config(options.config, wishes)
     files = HyperparameterFiles.load(options.hyperparameters)
     with open_raw(options.raw, group=options.group) as raw:
+        request, notices = request_for(raw, options.config, wishes)
         protocols = dict.fromkeys(frame.protocol for frame in raw_frames(raw.header, raw.acquisitions()))
     if not protocols:
         raise Failed(f"{options.raw} holds no frame")
+    for notice in notices:
+        _say(notice.text)
     for protocol in protocols:
-        for line in explain(protocol, files, _request(options)).lines():
+        for line in explain(protocol, files, request).lines():
             _say(line)
     return 0
 
@@ -374,6 +411,7 @@ def _doctor(_: argparse.Namespace) -> int:
 _COMMANDS = {
     "serve": _serve,
     "replay": _replay,
+    "stream": _stream,
     "send": _send,
     "tune": _tune,
     "explain": _explain,

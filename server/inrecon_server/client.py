@@ -12,8 +12,6 @@ import ismrmrd
 from inrecon.errors import InreconError
 from inrecon_server.protocol import (
     Close,
-    ConfigFile,
-    ConfigText,
     Header,
     Image,
     Message,
@@ -21,6 +19,7 @@ from inrecon_server.protocol import (
     ProtocolError,
     Response,
     Text,
+    asking_for,
     serialise,
 )
 
@@ -86,7 +85,7 @@ def _messages(
     header: bytes | None, data: Iterable[Message], *, config: str | None, parameters: str | None
 ) -> Iterable[Message]:
     if config is not None:
-        yield ConfigText(config) if config.lstrip()[:1] in ("<", "{") else ConfigFile(config)
+        yield asking_for(config)
     if header is not None:
         yield Header(header)
     if parameters is not None:

@@ -77,7 +77,9 @@ def _config_text(limits: Limits) -> Reader:
 
 
 def _header(limits: Limits) -> Reader:
-    yield Header(bytes((yield from _block(_U32, limits.header, "HEADER")).rstrip(b"\0")))
+    raw = yield from _block(_U32, limits.header, "HEADER")
+    xml = bytes(raw.rstrip(b"\0"))
+    yield Header(xml, len(raw) - len(xml))
 
 
 def _close(_: Limits) -> Reader:
@@ -220,8 +222,8 @@ def serialise(message: Message) -> bytes:
             return _join(MessageId.CONFIG_FILE, _config_name(name))
         case ConfigText(text):
             return _join(MessageId.CONFIG_TEXT, *_sized(_U32, _encode(text) or b" "))
-        case Header(xml):
-            return _join(MessageId.HEADER, *_sized(_U32, xml.rstrip(b"\0")))
+        case Header(xml, nuls):
+            return _join(MessageId.HEADER, *_sized(_U32, xml.rstrip(b"\0") + nuls * b"\0"))
         case Close():
             return _join(MessageId.CLOSE)
         case Text(text):

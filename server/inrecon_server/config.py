@@ -6,20 +6,21 @@ JSON ``{"parameters": {...}}``.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 from inrecon.errors import ConfigError
-from inrecon.frame import Request
+from inrecon.frame import Dtype, Preset, Request
 from inrecon.properties import PARAMETERS, changed, parse_xml, properties_of
 from inrecon.registry import did_you_mean
 
 NULL = "null"
 """The method that reads everything and answers nothing but CLOSE."""
-
+SAVE_ONLY = "savedataonly"
+"""The configuration that keeps what it reads, and answers nothing else."""
 NOISE_ONLY = "default_measurement_dependencies"
 """Gadgetron's name for what is done with a noise scan: its noise is kept for later ones, and no images are made."""
 
@@ -50,10 +51,43 @@ class Configuration:
         """Whether everything is to be read and nothing answered."""
         return self.request.method == NULL
 
+    @property
+    def makes_images(self) -> bool:
+        """Whether images are wanted."""
+        return not (self.is_null or self.keeps_noise_only)
+
+    @property
+    def saves_only(self) -> bool:
+        """Whether the readouts are to be kept as a file, and nothing else done with them."""
+        return self.is_null and self.name == SAVE_ONLY
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What a command line sets over a configuration, whichever that is; None and no overrides leave it alone."""
+
+    method: str | None = None
+    preset: Preset | None = None
+    dtype: Dtype | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def over(self, configuration: Configuration) -> Configuration:
+        """`configuration` with these wishes fulfilled."""
+        request = configuration.request
+        wished = replace(
+            request,
+            method=self.method or request.method,
+            preset=self.preset or request.preset,
+            dtype=self.dtype or request.dtype,
+            overrides={**request.overrides, **self.overrides},
+        )
+        noise_only = configuration.keeps_noise_only and self.method is None
+        return replace(configuration, request=wished, keeps_noise_only=noise_only)
+
 
 def names() -> list[str]:
     """The names a client may ask for, without ``.xml``."""
-    return sorted((*_texts(), NULL, NOISE_ONLY))
+    return sorted((*_texts(), NULL, SAVE_ONLY, NOISE_ONLY))
 
 
 def configure(name_or_text: str) -> Configuration:
@@ -88,9 +122,36 @@ def amend(configuration: Configuration, text: str) -> Configuration:
     )
 
 
+def requested(config: str, wishes: Wishes) -> Request:
+    """What the configuration `config`, a name or a text, asks for with `wishes` over it; raises `ConfigError`."""
+    configuration = wishes.over(configure(config))
+    if not configuration.makes_images:
+        raise ConfigError(f"the configuration {configuration.name!r} makes no images")
+    return configuration.request
+
+
+def recorded(config: str, parameters: Sequence[str]) -> Configuration:
+    """What a client asked for by `config`, a name or text, and then by FIRE's JSON, each over the last.
+
+    Raises `ConfigError` where a server would have refused it.
+    """
+    configuration, refused = Configuration(name="", request=Request()), None
+    try:
+        configuration = configure(config)
+    except ConfigError as error:
+        refused = error
+    for text in parameters:
+        amended = amend(configuration, text)
+        if amended.name:
+            configuration, refused = amended, None
+    if refused is not None:
+        raise refused
+    return configuration
+
+
 def _by_name(name: str) -> Configuration:
     bare = name.strip().removesuffix(".xml")
-    if bare == NULL or bare in _HEALTH_CHECKS:
+    if bare in (NULL, SAVE_ONLY) or bare in _HEALTH_CHECKS:
         return Configuration(name=bare, request=Request(method=NULL))
     if bare == NOISE_ONLY:
         return Configuration(name=bare, request=Request(), keeps_noise_only=True)

@@ -17,13 +17,16 @@ from functools import partial
 
 from inrecon.errors import InreconError
 from inrecon.frame import RawFrame
+from inrecon_server.capture import Capture, ended_early, kept_as
 from inrecon_server.job import Job, JobResult
 from inrecon_server.metrics import Metrics, Outcome
-from inrecon_server.notices import Notice
+from inrecon_server.notices import Level, Notice
 from inrecon_server.protocol import (
     Acquisition,
     Close,
     DependencyQuery,
+    Header,
+    Image,
     Message,
     Parser,
     ProtocolError,
@@ -31,6 +34,7 @@ from inrecon_server.protocol import (
     State,
     TooLarge,
     Truncated,
+    Waveform,
     serialise,
 )
 from inrecon_server.session import Session, Step
@@ -55,7 +59,8 @@ class Patience:
     `waiting_frames`: how many may wait for the worker before the socket is read on. After an error the client is heard
     out for at most `discard_s` and `discard_bytes`, and where its messages cannot be told apart any more, until it is
     silent for `silence_s`. `linger_s`: how long to wait for it to hang up. `progress_s`: after how long a client that
-    waits for an image is told how far that is.
+    waits for an image is told how far that is. `captured_s`: how long CLOSE may wait for the end of the capture, so
+    that the client hears if that fails.
     """
 
     idle_s: float = 600.0
@@ -67,6 +72,7 @@ class Patience:
     discard_bytes: int = 8 << 30
     silence_s: float = 5.0
     linger_s: float = 2.0
+    captured_s: float = 1.0
     progress_s: float = 60.0
 
     def cut_short(self) -> "Patience":
@@ -75,7 +81,10 @@ class Patience:
 
 
 class Connection:
-    """Carries one session's messages; `name` is for the log. `refusal`, if given, is all that the client is told."""
+    """Carries one session's messages; `name` is for the log. `refusal`, if given, is all that the client is told.
+
+    `capture`, if given, keeps what the client sends.
+    """
 
     def __init__(
         self,
@@ -88,6 +97,7 @@ class Connection:
         patience: Patience,
         name: str,
         refusal: str | None = None,
+        capture: Capture | None = None,
     ) -> None:
         self._name = name
         self._reader = reader
@@ -97,6 +107,8 @@ class Connection:
         self._metrics = metrics
         self._patience = patience
         self._refusal = refusal
+        self._capture = capture
+        self._has_header = False
         self._frames: asyncio.Queue[tuple[RawFrame, float] | None] = asyncio.Queue(patience.waiting_frames)
         self._outgoing: asyncio.Queue[tuple[bytes, Callable[[], None]] | None] = asyncio.Queue(1)
         self._started = time.monotonic()
@@ -127,6 +139,8 @@ class Connection:
             await self._apologise("internal error; the server's log says more")
         finally:
             self._writer.transport.abort()
+            if self._capture is not None:
+                self._capture.release()
             self._metrics.active.dec()
             self._metrics.ended.labels(self._session.configuration_name, outcome.value).inc()
             self._session.close()
@@ -163,12 +177,16 @@ class Connection:
             async for message in self._messages():
                 if not self._failed:
                     await self._step(message)
+                if self._capture is not None:
+                    await self._keep(message, self._capture)
         except TimeoutError:
             if not self._failed:
                 await self._fail(f"nothing came for {self._patience.idle_s:g} s, and no CLOSE: the scan is ended")
         except ProtocolError as error:
             await self._fail(str(error))
             await self._discard()
+        if self._capture is not None:
+            self._capture.end()
         await self._frames.put(None)
         while await self._reader.read(_READ_BYTES):
             pass
@@ -178,6 +196,8 @@ class Connection:
         """The client's messages, CLOSE the last; raises `ProtocolError` where they make no sense or end without it."""
         parser = Parser()
         while data := await self._bytes():
+            if self._capture is not None:
+                self._capture.feed(data)
             for message in parser.feed(data):
                 yield message
             if parser.state is State.CLOSED:
@@ -185,6 +205,29 @@ class Connection:
         parser.end()
         if self._received and not self._failed:
             raise Truncated("the connection ended without CLOSE: frames that were not complete are dropped")
+
+    async def _keep(self, message: Message, capture: Capture) -> None:
+        """Begin the capture once it is known that this session is to be kept, or forget it; tell if it has failed."""
+        self._has_header = self._has_header or isinstance(message, Header)
+        if self._has_header and (capture.always or self._session.saves_only):
+            capture.begin()
+        elif isinstance(message, Acquisition | Waveform | Image):
+            capture.end()
+        await self._tell_problem(capture)
+
+    async def _tell_problem(self, capture: Capture) -> None:
+        if (problem := capture.take_problem()) is not None:
+            level: Level = "ERROR" if self._session.saves_only else "WARNING"
+            await self._say(Notice(level=level, text=ended_early(problem)))
+
+    async def _finish_capture(self, capture: Capture) -> None:
+        """Tell how the capture ended: a client that asked for it waits until all is written, another one shortly."""
+        if capture.at_work:
+            patience_s = self._patience.idle_s if self._session.saves_only else self._patience.captured_s
+            await asyncio.to_thread(capture.wait, patience_s)
+        await self._tell_problem(capture)
+        if self._session.saves_only and capture.recorded is not None and capture.recorded.name is not None:
+            await self._say(Notice(level="INFO", text=f"kept as {kept_as(capture.recorded)}"))
 
     async def _step(self, message: Message) -> None:
         try:
@@ -261,6 +304,8 @@ class Connection:
                 await self._say(Notice(level="WARNING", text=f"an image comes {late_s:.2f} s after its deadline"))
             for image in result.images:
                 await self._send(image, on_sent=partial(self._image_sent, complete_at))
+        if self._capture is not None:
+            await self._finish_capture(self._capture)
         for notice in self._session.summary():
             await self._say(notice)
         await self._send(_CLOSE)

@@ -41,11 +41,17 @@ def words(error: OSError) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class RawFile:
-    """A raw file, open for reading: `header` is ISMRMRD XML as stored, `table` the acquisitions."""
+    """A raw file, open for reading: `header` is ISMRMRD XML as stored, `table` the acquisitions.
+
+    Of a file that holds what a client sent to a server, `config` is the name or text of the configuration it asked for,
+    and `parameters` are the texts, FIRE's JSON, that changed it; others have None and none.
+    """
 
     path: Path
     header: bytes
     table: h5py.Dataset
+    config: str | None = None
+    parameters: tuple[str, ...] = ()
 
     @property
     def readouts(self) -> int:
@@ -107,11 +113,25 @@ def _raw_file(path: Path, file: h5py.File, group: str) -> RawFile:
         )
     if table.ndim != 1 or not {"head", "traj", "data"} <= set(table.dtype.names or ()):
         raise UnreadableFile(f"{path}: {table.name} does not hold ISMRMRD acquisitions")
-    texts = np.ravel(header[()])
-    if texts.size != 1 or not isinstance(texts[0], bytes | str):
+    texts = _texts(header)
+    if len(texts) != 1:
         raise UnreadableFile(f"{path}: {header.name} does not hold one ISMRMRD XML header")
-    xml = texts[0]
-    return RawFile(path=path, header=xml.encode() if isinstance(xml, str) else bytes(xml), table=table)
+    config = (*_texts(found.get("config")), *_texts(found.get("config_file")))
+    return RawFile(
+        path=path,
+        header=texts[0],
+        table=table,
+        config=config[0].decode(errors="replace") if config else None,
+        parameters=tuple(text.decode(errors="replace") for text in _texts(found.get("configAdditional"))),
+    )
+
+
+def _texts(dataset: object) -> tuple[bytes, ...]:
+    """The texts that an HDF5 dataset holds; none if there is no such dataset, or if it holds something else."""
+    items = np.ravel(dataset[()]) if isinstance(dataset, h5py.Dataset) else ()
+    if not all(isinstance(item, bytes | str) for item in items):
+        return ()
+    return tuple(item.encode() if isinstance(item, str) else bytes(item) for item in items)
 
 
 @contextmanager

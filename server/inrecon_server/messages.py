@@ -3,7 +3,7 @@
 Acquisitions, images and waveforms are `ismrmrd`'s own classes; the other messages are the small dataclasses below.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from ismrmrd import Acquisition, Image, Waveform
@@ -33,6 +33,7 @@ __all__ = [
     "Truncated",
     "UnknownMessage",
     "Waveform",
+    "asking_for",
 ]
 
 _KIB, _MIB, _GIB = 2**10, 2**20, 2**30
@@ -94,11 +95,20 @@ class ConfigText:
     text: str
 
 
+def asking_for(config: str) -> ConfigFile | ConfigText:
+    """The message that asks for `config`: the name of a configuration, or a text, XML or JSON."""
+    return ConfigText(config) if config.lstrip()[:1] in ("<", "{") else ConfigFile(config)
+
+
 @dataclass(frozen=True)
 class Header:
-    """The ISMRMRD XML header as it came, without the NULs that some senders append; not parsed, not decoded."""
+    """The ISMRMRD XML header as it came, without the NULs that some senders append; not parsed, not decoded.
+
+    `nuls` is how many those were, for who sends it on byte for byte.
+    """
 
     xml: bytes
+    nuls: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True)

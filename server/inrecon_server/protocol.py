@@ -38,6 +38,7 @@ from inrecon_server.messages import (
     Truncated,
     UnknownMessage,
     Waveform,
+    asking_for,
 )
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "Truncated",
     "UnknownMessage",
     "Waveform",
+    "asking_for",
     "serialise",
 ]
 

@@ -50,14 +50,20 @@ class Replayed:
 
 
 def replay(
-    raw: RawFile, *, request: Request, hyperparameters: Path | None, device: str, quiet: bool = False
+    raw: RawFile,
+    *,
+    request: Request,
+    hyperparameters: Path | None,
+    device: str,
+    notices: Iterable[Notice] = (),
+    quiet: bool = False,
 ) -> Replayed:
     """Reconstruct everything in `raw`, on `device` (``auto``, ``cpu`` or ``cuda``).
 
-    `hyperparameters` is a folder of files (None: the shipped ones). What a user should know goes to stderr, with a
-    progress bar if that is a terminal, unless `quiet`. As in the server, a frame that cannot be reconstructed is left
-    out, and a readout that makes no sense, or cannot be read, ends the scan with the frames complete before it. Raises
-    `InreconError` for what no frame could overcome: header, method, hyperparameters, device.
+    `hyperparameters` is a folder of files (None: the shipped ones). What a user should know, `notices` first, goes to
+    stderr, with a progress bar if that is a terminal, unless `quiet`. As in the server, a frame that cannot be
+    reconstructed is left out, and a readout that makes no sense, or cannot be read, ends the scan with the frames
+    complete before it. Raises `InreconError` for what no frame could overcome: header, method, hyperparameters, device.
     """
     if request.method is not None:
         build(request.method, request.overrides)
@@ -65,6 +71,8 @@ def replay(
     files = HyperparameterFiles.load(hyperparameters)
     accumulator = Accumulator(parse_header(raw.header))
     with _Screen(quiet=quiet) as screen, listening(screen.hear):
+        for notice in notices:
+            screen.tell(notice)
         run = _Run(request=request, files=files, device=chosen, screen=screen)
         try:
             for acquisition in screen.counted(raw.acquisitions(), total=raw.readouts):

@@ -10,10 +10,12 @@ from itertools import count
 
 from inrecon.acquire import Memory
 from inrecon.errors import InreconError
+from inrecon_server.capture import Captures
 from inrecon_server.config import configure
 from inrecon_server.connection import Connection, Patience
 from inrecon_server.door import is_allowed, server_tls
 from inrecon_server.job import InlineTuning
+from inrecon_server.keeping import Keeping
 from inrecon_server.metrics import Metrics
 from inrecon_server.scan_state import ScanState
 from inrecon_server.session import Session
@@ -63,6 +65,7 @@ class _Server:
         self._metrics.queued.set_function(lambda: self._workers.queued)
         self._metrics.at_work.set_function(lambda: self._workers.at_work)
         self._state = _scan_state(settings)
+        self._captures = _captures(settings)
         self._connections: set[asyncio.Task[None]] = set()
         self._served: set[asyncio.Task[None]] = set()
         self._numbers = count(1)
@@ -86,6 +89,8 @@ class _Server:
 
     async def _until_stopped(self, server: asyncio.Server) -> None:
         self._workers.start()
+        if self._captures is not None:
+            self._captures.start()
         warming = asyncio.create_task(self._warm_up())
         try:
             await self._stopped.wait()
@@ -94,6 +99,8 @@ class _Server:
             await self._end_connections()
             warming.cancel()
             self._workers.stop()
+            if self._captures is not None:
+                self._captures.stop()
         with suppress(asyncio.CancelledError):
             await warming
 
@@ -125,6 +132,7 @@ class _Server:
             return
         # Those that are refused only wait for the client to hang up: counted in, they would keep the server full.
         full = len(self._served) >= settings.max_connections
+        name = f"connection {next(self._numbers)}"
         connection = Connection(
             reader,
             writer,
@@ -136,12 +144,14 @@ class _Server:
                 deadline_s=settings.deadline_s,
                 memory=self._memory,
                 state=self._state,
+                can_save=self._captures is not None,
             ),
             workers=self._workers,
             metrics=self._metrics,
             patience=self._patience.cut_short() if full else self._patience,
-            name=f"connection {next(self._numbers)}",
+            name=name,
             refusal=f"the server has {settings.max_connections} connections already; try again later" if full else None,
+            capture=None if full or self._captures is None else self._captures.new(name),
         )
         task = asyncio.current_task()
         if task is not None:
@@ -182,3 +192,10 @@ def _scan_state(settings: ServerSettings) -> ScanState:
     address = settings.storage_address
     storage = None if address is None else StorageServer(str(address), limit_bytes=MOST_BYTES)
     return ScanState(folder=settings.state_folder, hours=settings.state_hours, storage=storage)
+
+
+def _captures(settings: ServerSettings) -> Captures | None:
+    if settings.savedata_folder is None:
+        return None
+    keeping = Keeping(folder=settings.savedata_folder.resolve(), days=settings.savedata_days, gib=settings.savedata_gib)
+    return Captures(keeping, always=settings.savedata, log_format=settings.log_format)

@@ -18,7 +18,7 @@ from inrecon.acquire import LEFT_TO_GADGETRON, Accumulator, Memory, Scan, parse_
 from inrecon.errors import ConfigError, InreconError
 from inrecon.events import Event, listening
 from inrecon.frame import Noise, RawFrame, Request
-from inrecon_server.config import Configuration, amend, configure, names
+from inrecon_server.config import Configuration, Wishes, amend, configure, names
 from inrecon_server.job import InlineTuning, Job, JobResult, Progress
 from inrecon_server.noise_query import answer, measurement_asked_for
 from inrecon_server.notices import News, Notice, notice_of
@@ -52,7 +52,8 @@ class Session:
     `receive` takes the client's messages but CLOSE, `finish` its CLOSE; both give the steps to take. `job` and `take`
     turn a frame into a job and the job's result into notices, strictly one job at a time and in the frames' order.
     `images` and `failed` count images made and frames of which none could be.
-    `state` is what this scan shares with others.
+    `state` is what this scan shares with others. `wishes` go over whatever configuration the client sends. `can_save`:
+    whether there is a folder for the readouts of a client that wants them kept.
     """
 
     def __init__(
@@ -65,7 +66,11 @@ class Session:
         deadline_s: float | None = None,
         memory: Memory | None = None,
         state: ScanState | None = None,
+        wishes: Wishes | None = None,
+        can_save: bool = False,
     ) -> None:
+        self._wishes = wishes or Wishes()
+        self._can_save = can_save
         self._hyperparameters = hyperparameters
         self._device = device
         self._inline_tuning = inline_tuning
@@ -116,6 +121,7 @@ class Session:
         if self._asked_for is not None:
             yield self._answer_of_noise(self._asked_for)
         if self._header is None or self._is_null:
+            self._check_saving()
             return
         yield from self._settle()
         if self._accumulator is not None and self._scan is not None:
@@ -180,6 +186,16 @@ class Session:
         return Error(notice.text) if notice.level == "ERROR" else None
 
     @property
+    def makes_images(self) -> bool:
+        """Whether images are wanted, as far as is known by now."""
+        return self._configuration is not None and self._configuration.makes_images
+
+    @property
+    def saves_only(self) -> bool:
+        """Whether the client wants its readouts kept, and nothing else."""
+        return self._configuration is not None and self._configuration.saves_only
+
+    @property
     def _keeps_noise_only(self) -> bool:
         return self._configuration is not None and self._configuration.keeps_noise_only
 
@@ -193,14 +209,14 @@ class Session:
             self._refused = ConfigError("the configuration asks after the noise of a measurement, and makes no images")
             return
         try:
-            self._configuration = configure(text)
+            self._configuration = self._wishes.over(configure(text))
         except InreconError as error:
             if self._default_config is None:
                 # Told when data comes: Gadgetron's client asks after noise with a chain of its own and then CLOSE, and
                 # FIRE may name the configuration after the header.
                 self._refused = error
                 return
-            self._configuration = configure(self._default_config)
+            self._configuration = self._wishes.over(configure(self._default_config))
             yield Notice(level="WARNING", text=f"{error}; {self._configuration.name!r} is used")
         yield from self._ignored(self._configuration)
 
@@ -213,7 +229,7 @@ class Session:
             amended = amend(self._configuration or Configuration(name="", request=Request()), text)
             yield from self._ignored(amended)
             if amended.name:
-                self._configuration, self._refused = amended, None
+                self._configuration, self._refused = self._wishes.over(amended), None
                 self._parse_header()
 
     def _ignored(self, configuration: Configuration) -> Iterator[Notice]:
@@ -254,12 +270,19 @@ class Session:
 
     def _add(self, acquisition: Acquisition) -> Iterator[Step]:
         if self._is_null:
+            self._check_saving()
             return
         yield from self._settle()
         if self._keeps_noise_only and not acquisition.is_flag_set(ACQ_IS_NOISE_MEASUREMENT):
             self._not_noise += 1
         elif self._accumulator is not None:
             yield from self._heard(self._accumulator.add, acquisition)
+
+    def _check_saving(self) -> None:
+        if self.saves_only and self._header is not None and not self._can_save:
+            raise ConfigError(
+                "this server keeps no readouts: it was started without a folder for them (savedata_folder)"
+            )
 
     def _heard(self, collect: Callable[P, list[RawFrame]], *args: P.args, **kwargs: P.kwargs) -> Iterator[Step]:
         """The frames that `collect` gives, after what was announced meanwhile."""

@@ -49,6 +49,10 @@ class ServerSettings(BaseModel):
     long for later ones: in memory, in `state_folder`, where a restart does not lose it, and by Gadgetron's storage
     server at `storage_address`.
 
+    With `savedata` every session is kept as a raw file in `savedata_folder`; without it, those whose clients ask for
+    ``savedataonly``. Such files are deleted after `savedata_days`, and the oldest of them where they are more than
+    `savedata_gib` together (None: never).
+
     Clients may come from the networks in `allow` (all, if there is none), by TLS with `tls_certificate` and `tls_key`
     (PEM), showing certificates of the authority in `tls_clients`. There are at most `max_connections`; the readouts of
     all that wait for the end of their frames take `memory_gib` at most (half of the machine's memory), what one of them
@@ -77,6 +81,10 @@ class ServerSettings(BaseModel):
     tls_certificate: FilePath | None = None
     tls_key: FilePath | None = None
     tls_clients: FilePath | None = None
+    savedata: bool = False
+    savedata_folder: DirectoryPath | None = None
+    savedata_days: float | None = Field(default=None, gt=0, le=1e6)
+    savedata_gib: float | None = Field(default=None, gt=0, le=1e9)
     max_connections: int = Field(default=16, ge=1, le=10_000)
     memory_gib: float | None = Field(default=None, gt=0, le=1e6)
     scan_gib: float = Field(default=1024.0, gt=0, le=1e9)
@@ -100,6 +108,8 @@ class ServerSettings(BaseModel):
             raise ValueError("tune_seconds and candidates go together")
         if self.tls_certificate is None and (self.tls_key or self.tls_clients):
             raise ValueError("tls_key and tls_clients need a tls_certificate")
+        if self.savedata_folder is None and (self.savedata or self.savedata_days or self.savedata_gib):
+            raise ValueError("savedata, savedata_days and savedata_gib need savedata_folder")
         return self
 
 

@@ -29,7 +29,7 @@ from inrecon_server.connection import Patience
 from inrecon_server.server import serve
 from inrecon_server.settings import ServerSettings
 
-patience = Patience(idle_s=30.0, silence_s=0.3, linger_s=1.0, send_buffer_bytes=1 << 16)
+patience = Patience(idle_s=30.0, silence_s=0.3, linger_s=1.0, captured_s=20.0, send_buffer_bytes=1 << 16)
 usual = {"port": 0, "http_port": 0, "device": "cpu", "shutdown_grace_s": 0.2}
 settings = ServerSettings(**{**usual, **json.loads(sys.argv[1])})
 logging.basicConfig(level="DEBUG" if settings.verbose else "INFO")
@@ -71,8 +71,12 @@ class RunningServer:
 
     def worker(self) -> int:
         """The process id of the worker: the child that Python's spawn started."""
-        (worker,) = (pid for pid in _children(self.process.pid) if b"spawn_main" in _command(pid))
+        (worker,) = self.children(b"spawn_main")
         return worker
+
+    def children(self, word: bytes) -> list[int]:
+        """The process ids of the children that have `word` in their command."""
+        return [pid for pid in _children(self.process.pid) if word in _command(pid)]
 
     def connect(self, *, receive_buffer: int | None = None) -> socket.socket:
         connection = socket.socket()
@@ -108,7 +112,8 @@ def read_all(connection: socket.socket) -> list[Message]:
 
 
 def _children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
 
 
 def _command(pid: int) -> bytes:
@@ -116,8 +121,9 @@ def _command(pid: int) -> bytes:
 
 
 @contextmanager
-def _running(**settings: object) -> Iterator[RunningServer]:
-    command = [sys.executable, "-c", _ENTRY, json.dumps(settings, default=str)]
+def _running(*, prelude: str = "", **settings: object) -> Iterator[RunningServer]:
+    """A server with these settings; `prelude` is run in its process before it."""
+    command = [sys.executable, "-c", f"{prelude}\n{_ENTRY}", json.dumps(settings, default=str)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory(prefix="inrecon") as folder:
         log = Path(folder) / "log"

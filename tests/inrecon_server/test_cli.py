@@ -94,6 +94,8 @@ def one_line(text: str) -> str:
         ("serve -p 0 --hyperparameters nowhere", "no folder nowhere"),
         ("serve -p 0 -l nowhere/log", "nowhere/log"),
         ("serve -p 0 --state nowhere", "no folder nowhere"),
+        ("serve -p 0 -s", "savedata_gib need savedata_folder"),
+        ("serve -p 0 -s -S nowhere", "no folder nowhere"),
         ("serve -p 0 --tune-seconds 5", "tune_seconds and candidates go together"),
         ("serve -p 0 --tune-seconds 5 --candidates nowhere", "no folder nowhere"),
         ("serve -p 0 --tune-seconds 5 --candidates empty --hyperparameters .", "would be used unseen"),

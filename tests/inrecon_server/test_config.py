@@ -8,9 +8,9 @@ import pytest
 
 from inrecon.errors import ConfigError
 from inrecon.frame import Request
-from inrecon_server.config import Configuration, amend, configure, names
+from inrecon_server.config import Configuration, Wishes, amend, configure, names, recorded, requested
 
-NAMES = [name for name in names() if name not in ("null", "default_measurement_dependencies")]
+NAMES = [name for name in names() if name not in ("null", "savedataonly", "default_measurement_dependencies")]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -25,9 +25,10 @@ def test_the_shipped_names_ask_for_what_they_are_called() -> None:
     assert configure("zero_filled.xml").request.method == "zero_filled"
 
 
-@pytest.mark.parametrize("name", ["null", "null.xml", "isalive.xml", "gtquery.xml"])
+@pytest.mark.parametrize("name", ["null", "null.xml", "isalive.xml", "gtquery.xml", "savedataonly"])
 def test_null_and_health_checks_want_no_reconstruction(name: str) -> None:
     assert configure(name).is_null
+    assert configure(name).saves_only == (name == "savedataonly")
 
 
 def test_gadgetrons_name_for_a_noise_scan_keeps_noise_only() -> None:
@@ -169,3 +170,30 @@ def test_json_amends_what_came_before() -> None:
 def test_json_with_a_wrong_configuration_is_refused() -> None:
     with pytest.raises(ConfigError, match="known are"):
         amend(configure("inr"), '{"parameters": {"config": "../inr"}}')
+
+
+def test_wishes_go_over_a_configuration_and_leave_the_rest_of_it() -> None:
+    text = '<configuration><property name="preset" value="fast"/><property name="seed" value="1"/></configuration>'
+    wishes = Wishes(method="bilevel_inr", overrides={"iterations": "7"})
+    assert requested(text, wishes) == Request(
+        method="bilevel_inr", preset="fast", overrides={"seed": "1", "iterations": "7"}
+    )
+    assert requested("cg_sense", Wishes()) == configure("cg_sense").request
+    assert requested("null", wishes).method == "bilevel_inr"
+
+
+def test_what_makes_no_images_cannot_be_requested() -> None:
+    with pytest.raises(ConfigError, match="'savedataonly' makes no images"):
+        requested("savedataonly", Wishes(preset="fast"))
+
+
+def test_what_a_client_asked_for_is_understood_as_the_server_did() -> None:
+    fast, sense = '{"parameters": {"preset": "fast"}}', '{"parameters": {"config": "cg_sense"}}'
+    assert recorded("inr", ()) == configure("inr")
+    assert recorded("inr", [sense, fast]).request == Request(method="cg_sense", preset="fast")
+    assert recorded("no_such", [fast, sense]).request == Request(method="cg_sense")
+    for parameters in ((), (fast,)):
+        with pytest.raises(ConfigError, match="unknown configuration 'no_such'"):
+            recorded("no_such", parameters)
+    with pytest.raises(ConfigError, match="well-formed"):
+        recorded("inr", ["{"])

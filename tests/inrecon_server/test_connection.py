@@ -6,14 +6,18 @@ import struct
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 
 from inrecon.acquire import Accumulator
 from inrecon.frame import RawFrame
 from inrecon.simulate import SimulatedScan, simulate_scan
+from inrecon_server.capture import Capture
 from inrecon_server.connection import Connection, Patience
+from inrecon_server.files import open_raw
 from inrecon_server.job import Job, JobResult, Progress
+from inrecon_server.keeping import Keeping
 from inrecon_server.metrics import Metrics
 from inrecon_server.protocol import Close, ConfigFile, Header, Message, Parser, Text, serialise
 from inrecon_server.session import Session
@@ -55,6 +59,7 @@ async def connected(
     *,
     patience: Patience = QUICK,
     refusal: str | None = None,
+    capture: Capture | None = None,
 ) -> AsyncIterator[Streams]:
     done = asyncio.Event()
 
@@ -64,11 +69,12 @@ async def connected(
             reader,
             writer,
             session=session,
-            workers=worker,
+            workers=worker,  # type: ignore[arg-type]
             metrics=Metrics(),
             patience=patience,
             name="test",
-            refusal=refusal,  # type: ignore[arg-type]
+            refusal=refusal,
+            capture=capture,
         )
         await connection.run()
         done.set()
@@ -223,6 +229,43 @@ def test_after_an_error_a_client_is_heard_out_only_for_so_long(movie: SimulatedS
             assert (await answers(reader))[-1] == Close()
 
     run(scenario())
+
+
+def test_a_capture_that_cannot_go_on_is_told_once_and_the_scan_goes_on(movie: SimulatedScan, tmp_path: Path) -> None:
+    data = wire(movie)
+    capture = Capture(Keeping(folder=tmp_path / "gone"), name="test", always=True)
+
+    async def scenario() -> None:
+        worker = FakeWorker(nothing)
+        patience = Patience(linger_s=0.2, captured_s=30)
+        async with connected(worker, patience=patience, capture=capture) as (reader, writer):
+            writer.write(data)
+            texts = [answer.text for answer in await answers(reader) if isinstance(answer, Text)]
+            (warning,) = [text for text in texts if text.startswith("WARNING")]
+            assert "the capture of this session has ended, the scan goes on: No such file or directory" in warning
+            assert worker.started == 20
+
+    run(scenario())
+
+
+def test_what_a_client_sent_that_vanished_is_kept(movie: SimulatedScan, tmp_path: Path) -> None:
+    capture = Capture(Keeping(folder=tmp_path), name="test", always=True)
+
+    async def scenario() -> None:
+        worker = FakeWorker(never)
+        async with connected(worker, capture=capture) as (_, writer):
+            writer.write(b"".join(map(serialise, (ConfigFile("inr"), Header(movie.header), *movie.acquisitions[:96]))))
+            while not worker.started:
+                await asyncio.sleep(0.01)
+            reset(writer)
+
+    run(scenario())
+    assert capture.wait(30)
+    (kept,) = tmp_path.iterdir()
+    with open_raw(kept) as raw:
+        assert 64 <= raw.readouts <= 96
+        for one, other in zip(raw.acquisitions(), movie.acquisitions, strict=False):
+            assert serialise(one) == serialise(other)
 
 
 def test_a_bug_is_logged_and_the_client_told_no_more_than_that(

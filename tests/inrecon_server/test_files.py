@@ -51,6 +51,20 @@ def test_a_raw_file_gives_back_what_was_written_in_its_order(raw: Path, scan: Si
     assert raw.read_bytes() == before
 
 
+def test_a_configuration_is_found_however_its_writer_stored_the_text(raw: Path) -> None:
+    with open_raw(raw) as file:
+        assert (file.config, file.parameters) == (None, ())
+    with h5py.File(raw, "r+") as file:
+        file["dataset/config_file"] = np.array([b"cg_sense"], dtype="S16")
+        file["dataset/configAdditional"] = "{}"
+    with open_raw(raw) as file:
+        assert (file.config, file.parameters) == ("cg_sense", ("{}",))
+    with h5py.File(raw, "r+") as file:
+        file["dataset/config"] = np.arange(3)
+    with open_raw(raw) as file:
+        assert file.config == "cg_sense"
+
+
 def test_fields_are_found_by_name_however_the_file_lays_them_out(raw: Path, scan: SimulatedScan) -> None:
     fields = acquisition_header_dtype
     backwards = np.dtype([(name, fields[name]) for name in reversed(fields.names)])

@@ -9,8 +9,9 @@ from ismrmrd import ACQ_IS_NOISE_MEASUREMENT, Meta
 
 from inrecon.errors import InreconError, InvalidHeader
 from inrecon.events import FallBack
-from inrecon.frame import RawFrame, Series
+from inrecon.frame import RawFrame, Request, Series
 from inrecon.simulate import SimulatedScan, simulate_scan
+from inrecon_server.config import Wishes
 from inrecon_server.job import JobResult, Progress
 from inrecon_server.notices import MAX_WARNINGS, Notice, notice_of
 from inrecon_server.protocol import (
@@ -41,8 +42,10 @@ def named(scan: SimulatedScan, measurement: str, *, noise: str = "") -> bytes:
     return text.replace(start, f"{start}<measurementDependency>{dependency}</measurementDependency>").encode()
 
 
-def session(*messages: Message, default_config: str | None = None, state: ScanState | None = None) -> Session:
-    new = Session(hyperparameters=Path("/nowhere"), device="cpu", default_config=default_config, state=state)
+def session(
+    *messages: Message, default_config: str | None = None, state: ScanState | None = None, **more: object
+) -> Session:
+    new = Session(hyperparameters=Path("/nowhere"), device="cpu", default_config=default_config, state=state, **more)
     receive(new, messages)
     return new
 
@@ -290,3 +293,32 @@ def test_gadgetron_is_told_errors_only_and_in_its_own_form() -> None:
     assert running.tell(Notice(level="INFO", text="a")) is None
     assert running.tell(Notice(level="WARNING", text="a")) is None
     assert running.tell(Notice(level="ERROR", text="a")) == Error("a")
+
+
+def test_wishes_go_over_every_configuration(scan: SimulatedScan) -> None:
+    wishes = Wishes(preset="fast", overrides={"iterations": "3"})
+    for messages in (
+        (ConfigFile("cg_sense"), Header(scan.header)),
+        (ConfigFile("inr"), Header(scan.header), Text('{"parameters": {"config": "cg_sense", "preset": "quality"}}')),
+    ):
+        running = session(*messages, wishes=wishes)
+        assert frames(receive(running, scan.acquisitions))
+        assert running.request == Request(method="cg_sense", preset="fast", overrides={"iterations": "3"})
+
+
+def test_a_method_that_is_wished_for_makes_images_of_what_asks_for_none(scan: SimulatedScan) -> None:
+    running = session(ConfigFile("null"), Header(scan.header), wishes=Wishes(method="zero_filled"))
+    assert frames(receive(running, scan.acquisitions))
+
+
+def test_a_session_that_shall_only_be_kept_needs_someone_to_keep_it(scan: SimulatedScan) -> None:
+    messages = ConfigFile("savedataonly"), Header(scan.header)
+    kept = session(*messages, can_save=True)
+    assert kept.saves_only
+    assert receive(kept, scan.acquisitions) == list(kept.finish()) == []
+    refused = session(*messages)
+    with pytest.raises(InreconError, match="without a folder"):
+        receive(refused, scan.acquisitions)
+    with pytest.raises(InreconError, match="without a folder"):
+        list(refused.finish())
+    assert list(session(ConfigFile("savedataonly")).finish()) == []

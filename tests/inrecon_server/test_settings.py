@@ -59,6 +59,9 @@ def test_an_empty_file_says_nothing(tmp_path: Path) -> None:
         ({}, {"GADGETRON_STORAGE_ADDRESS": "localhost:3333"}, "storage_address (environment): URL scheme should be"),
         ({"storage_address": "http://me@host"}, {}, "storage_address (option): must be http(s)://host"),
         ({"storage_address": "http://host/?a=b"}, {}, "storage_address (option): must be http(s)://host"),
+        ({"savedata": True}, {}, "savedata, savedata_days and savedata_gib need savedata_folder"),
+        ({"savedata_days": 3}, {}, "savedata, savedata_days and savedata_gib need savedata_folder"),
+        ({"savedata_folder": "/nowhere"}, {}, "savedata_folder (option): path does not point to a directory"),
         ({"hyperparameters": "/nowhere"}, {}, "hyperparameters (option): path does not point to a directory"),
     ],
 )
