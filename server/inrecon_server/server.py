@@ -18,7 +18,7 @@ from inrecon_server.job import InlineTuning
 from inrecon_server.keeping import Keeping
 from inrecon_server.metrics import Metrics
 from inrecon_server.scan_state import ScanState
-from inrecon_server.session import Session
+from inrecon_server.session import Session, Terms
 from inrecon_server.settings import ServerSettings
 from inrecon_server.sfndam import MOST_BYTES
 from inrecon_server.storage_server import StorageServer
@@ -53,7 +53,6 @@ class _Server:
         self._settings = settings
         self._patience = patience
         self._tls = server_tls(settings.tls_certificate, settings.tls_key, settings.tls_clients)
-        self._memory = Memory(_half_of_memory() if settings.memory_gib is None else round(settings.memory_gib * 2**30))
         self._metrics = Metrics()
         self._workers = Workers(
             device=settings.device,
@@ -64,8 +63,17 @@ class _Server:
         )
         self._metrics.queued.set_function(lambda: self._workers.queued)
         self._metrics.at_work.set_function(lambda: self._workers.at_work)
-        self._state = _scan_state(settings)
         self._captures = _captures(settings)
+        self._terms = Terms(
+            hyperparameters=settings.hyperparameters,
+            device=settings.device,
+            default_config=settings.default_config,
+            inline_tuning=_inline_tuning(settings),
+            deadline_s=settings.deadline_s,
+            memory=Memory(_half_of_memory() if settings.memory_gib is None else round(settings.memory_gib * 2**30)),
+            state=_scan_state(settings),
+            can_save=self._captures is not None,
+        )
         self._connections: set[asyncio.Task[None]] = set()
         self._served: set[asyncio.Task[None]] = set()
         self._numbers = count(1)
@@ -136,16 +144,7 @@ class _Server:
         connection = Connection(
             reader,
             writer,
-            session=Session(
-                hyperparameters=settings.hyperparameters,
-                device=settings.device,
-                default_config=settings.default_config,
-                inline_tuning=_inline_tuning(settings),
-                deadline_s=settings.deadline_s,
-                memory=self._memory,
-                state=self._state,
-                can_save=self._captures is not None,
-            ),
+            session=Session(self._terms),
             workers=self._workers,
             metrics=self._metrics,
             patience=self._patience.cut_short() if full else self._patience,

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import ParamSpec
@@ -46,42 +47,40 @@ Step = RawFrame | Notice | Response | DependencyQuery
 P = ParamSpec("P")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What every scan finds at a server: settings, and what it shares with others.
+
+    `memory` lends to the buffers of all scans, `state` is what is kept from one to the next. `can_save`: whether there
+    is a folder for the readouts of a client that wants them kept.
+    """
+
+    hyperparameters: Path | None = None
+    device: str = "auto"
+    default_config: str | None = None
+    inline_tuning: InlineTuning | None = None
+    deadline_s: float | None = None
+    memory: Memory | None = None
+    state: ScanState = field(default_factory=ScanState)
+    can_save: bool = False
+
+
 class Session:
     """The life of one scan; whoever drives it carries the messages, runs the jobs and sends what it is told to.
 
     `receive` takes the client's messages but CLOSE, `finish` its CLOSE; both give the steps to take. `job` and `take`
     turn a frame into a job and the job's result into notices, strictly one job at a time and in the frames' order.
-    `images` and `failed` count images made and frames of which none could be.
-    `state` is what this scan shares with others. `wishes` go over whatever configuration the client sends. `can_save`:
-    whether there is a folder for the readouts of a client that wants them kept.
+    `images` and `failed` count images made and frames of which none could be. `wishes` go over whatever configuration
+    the client sends.
     """
 
-    def __init__(
-        self,
-        *,
-        hyperparameters: Path | None,
-        device: str,
-        default_config: str | None = None,
-        inline_tuning: InlineTuning | None = None,
-        deadline_s: float | None = None,
-        memory: Memory | None = None,
-        state: ScanState | None = None,
-        wishes: Wishes | None = None,
-        can_save: bool = False,
-    ) -> None:
+    def __init__(self, terms: Terms, *, wishes: Wishes | None = None) -> None:
+        self._terms = terms
         self._wishes = wishes or Wishes()
-        self._can_save = can_save
-        self._hyperparameters = hyperparameters
-        self._device = device
-        self._inline_tuning = inline_tuning
-        self._deadline_s = deadline_s
-        self._memory = memory
-        self._default_config = default_config
         self._configuration: Configuration | None = None
         self._refused: InreconError | None = None
         self._asked_for: str | None = None
         self._header: bytes | None = None
-        self._state = state or ScanState()
         self._scan: Scan | None = None
         self._accumulator: Accumulator | None = None
         self._kept_noise: Noise | None = None
@@ -144,15 +143,15 @@ class Session:
     def job(self, raw: RawFrame, *, complete_at: float) -> Job:
         """The job that makes images of `raw`, the last readout of which came at that time of the monotonic clock."""
         request = self.request
-        deadline_s = self._deadline_s if request.deadline_s is None else request.deadline_s
+        deadline_s = self._terms.deadline_s if request.deadline_s is None else request.deadline_s
         return Job(
             raw=raw,
             request=request,
             due=None if deadline_s is None else complete_at + deadline_s,
             progress=self._progress,
-            hyperparameters=self._hyperparameters,
-            device=self._device,
-            inline_tuning=self._inline_tuning,
+            hyperparameters=self._terms.hyperparameters,
+            device=self._terms.device,
+            inline_tuning=self._terms.inline_tuning,
         )
 
     def take(self, result: JobResult) -> Iterator[Notice]:
@@ -211,12 +210,12 @@ class Session:
         try:
             self._configuration = self._wishes.over(configure(text))
         except InreconError as error:
-            if self._default_config is None:
+            if self._terms.default_config is None:
                 # Told when data comes: Gadgetron's client asks after noise with a chain of its own and then CLOSE, and
                 # FIRE may name the configuration after the header.
                 self._refused = error
                 return
-            self._configuration = self._wishes.over(configure(self._default_config))
+            self._configuration = self._wishes.over(configure(self._terms.default_config))
             yield Notice(level="WARNING", text=f"{error}; {self._configuration.name!r} is used")
         yield from self._ignored(self._configuration)
 
@@ -241,14 +240,14 @@ class Session:
         if self._header is not None and self._accumulator is None and not self._is_null:
             self._scan = parse_header(self._header)
             kept_noise = self._noise_for(self._scan)
-            self._accumulator = Accumulator(self._scan, kept_noise=kept_noise, memory=self._memory)
+            self._accumulator = Accumulator(self._scan, kept_noise=kept_noise, memory=self._terms.memory)
 
     def _noise_for(self, scan: Scan) -> Noise | str:
         """What is kept of the noise that `scan` names, or why there is nothing."""
         if self._configuration is not None and self._configuration.from_gadgetron:
             return LEFT_TO_GADGETRON
         try:
-            self._kept_noise = self._state.noise_for(scan)
+            self._kept_noise = self._terms.state.noise_for(scan)
         except NoiseNotFound as error:
             return str(error)
         return self._kept_noise
@@ -259,11 +258,11 @@ class Session:
             yield Notice(level="WARNING", text="there were no noise readouts: nothing is kept")
         # A scan that has its own noise need not be named by another one.
         if noise is not None and (scan.measurement_id is not None or not accumulator.summary().imaging):
-            yield from self._state.keep(noise, scan)
+            yield from self._terms.state.keep(noise, scan)
 
     def _answer_of_noise(self, measurement_id: str) -> DependencyQuery:
         try:
-            return answer(self._state.noise_of(measurement_id))
+            return answer(self._terms.state.noise_of(measurement_id))
         except NoiseNotFound as error:
             log.info("a client asks after noise: %s", error)
             return answer(None)
@@ -279,7 +278,7 @@ class Session:
             yield from self._heard(self._accumulator.add, acquisition)
 
     def _check_saving(self) -> None:
-        if self.saves_only and self._header is not None and not self._can_save:
+        if self.saves_only and self._header is not None and not self._terms.can_save:
             raise ConfigError(
                 "this server keeps no readouts: it was started without a folder for them (savedata_folder)"
             )

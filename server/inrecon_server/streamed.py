@@ -33,7 +33,7 @@ from inrecon_server.protocol import (
     asking_for,
     serialise,
 )
-from inrecon_server.session import Session
+from inrecon_server.session import Session, Terms
 
 _READ_BYTES = 1 << 18
 _DEFAULT_CONFIG = "inr"
@@ -79,7 +79,9 @@ def reconstruct_stream(
     """
     HyperparameterFiles.load(hyperparameters)
     run = _Run(
-        sink, Session(hyperparameters=hyperparameters, device=stream.choose_device(device), wishes=wishes), tell=tell
+        sink,
+        Session(Terms(hyperparameters=hyperparameters, device=stream.choose_device(device)), wishes=wishes),
+        tell=tell,
     )
     ended_by = None
     try:

@@ -20,7 +20,7 @@ from inrecon_server.job import Job, JobResult, Progress
 from inrecon_server.keeping import Keeping
 from inrecon_server.metrics import Metrics
 from inrecon_server.protocol import Close, ConfigFile, Header, Message, Parser, Text, serialise
-from inrecon_server.session import Session
+from inrecon_server.session import Session, Terms
 
 QUICK = Patience(linger_s=0.2)
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -64,7 +64,7 @@ async def connected(
     done = asyncio.Event()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        session = Session(hyperparameters=None, device="cpu")
+        session = Session(Terms(device="cpu"))
         connection = Connection(
             reader,
             writer,

@@ -26,7 +26,7 @@ from inrecon_server.protocol import (
     Text,
 )
 from inrecon_server.scan_state import ScanState
-from inrecon_server.session import Session, Step
+from inrecon_server.session import Session, Step, Terms
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,20 @@ def named(scan: SimulatedScan, measurement: str, *, noise: str = "") -> bytes:
 
 
 def session(
-    *messages: Message, default_config: str | None = None, state: ScanState | None = None, **more: object
+    *messages: Message,
+    default_config: str | None = None,
+    state: ScanState | None = None,
+    can_save: bool = False,
+    **more: object,
 ) -> Session:
-    new = Session(hyperparameters=Path("/nowhere"), device="cpu", default_config=default_config, state=state, **more)
+    terms = Terms(
+        hyperparameters=Path("/nowhere"),
+        device="cpu",
+        default_config=default_config,
+        state=state or ScanState(),
+        can_save=can_save,
+    )
+    new = Session(terms, **more)
     receive(new, messages)
     return new
 
@@ -154,7 +165,7 @@ def test_an_unknown_configuration_ends_the_scan_when_data_comes(scan: SimulatedS
 
 
 def test_the_default_configuration_runs_only_where_it_was_set_and_says_so(scan: SimulatedScan) -> None:
-    running = Session(hyperparameters=None, device="cpu", default_config="zero_filled")
+    running = Session(Terms(device="cpu", default_config="zero_filled"))
     (told,) = texts(receive(running, [ConfigFile("cg_sens")]))
     assert told.startswith("WARNING")
     assert "'zero_filled' is used" in told
