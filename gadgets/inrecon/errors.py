@@ -33,6 +33,14 @@ class NoFit(InreconError):
     """There was no fit: no time was left for it, or it took its process along."""
 
 
+class ReconstructionFailed(InreconError):
+    """No image could be made of a frame, for reasons that are not the sender's."""
+
+
+class DeviceBroken(InreconError):
+    """A device is of no use to this process any more; another process may still have some of it."""
+
+
 class UnknownName(InreconError):
     """A method, encoder, operator or configuration of that name does not exist."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -28,13 +29,14 @@ from inrecon.acquire import (
     buffer_readouts,
     parse_header,
 )
-from inrecon.errors import CalibrationFailed, FitDiverged, InreconError, InvalidFrame
+from inrecon.attempts import reconstruct
+from inrecon.errors import CalibrationFailed, FitDiverged, InreconError, InvalidFrame, ReconstructionFailed
 from inrecon.events import Event, FallBack, Warned, listening
 from inrecon.frame import Key, RawFrame, Request, SeriesBySpace
 from inrecon.hyperparams import HyperparameterFiles
 from inrecon.methods import build
 from inrecon.properties import changed, parse_xml, properties_of
-from inrecon.stream import choose_device, reconstruct
+from inrecon.stream import choose_device
 
 log = logging.getLogger(__name__)
 
@@ -227,6 +229,7 @@ class _Scan:
             self._reconstruct(frames)
 
     def _reconstruct(self, frames: Iterable[RawFrame]) -> None:
+        seconds = self._request.deadline_s
         for raw in frames:
             try:
                 result = reconstruct(
@@ -235,13 +238,10 @@ class _Scan:
                     hyperparameters=self._hyperparameters,
                     device=self._device,
                     series=self._series,
+                    due=None if seconds is None else time.monotonic() + seconds,
                 )
-            except (InvalidFrame, CalibrationFailed, FitDiverged, RuntimeError, MemoryError) as error:
-                # RuntimeError is torch's, for device memory and the like.
-                if not isinstance(error, InreconError):
-                    log.exception("a reconstruction failed")
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                self._failures.append(f"{_place(raw.key)}: {reason}")
+            except (InvalidFrame, CalibrationFailed, FitDiverged, ReconstructionFailed) as error:
+                self._failures.append(f"{_place(raw.key)}: {error}")
                 log.error(self._failures[-1])
                 continue
             self._series = result.series

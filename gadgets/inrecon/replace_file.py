@@ -7,8 +7,9 @@ import shutil
 from pathlib import Path
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """`data` becomes the content of `path` in one step; a link is followed, permissions of a file there are kept.
+def replace_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """`data` becomes the content of `path` in one step; a link is followed, permissions of a file there are kept, and a
+    new one has those of `mode` that the process's mask leaves.
 
     Raises `OSError` that names `path` if it cannot be written, which then is as it was.
     """
@@ -17,7 +18,7 @@ def replace_file(path: Path, data: bytes) -> None:
         raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(target.parent))
     temporary = target.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        with temporary.open("xb") as stream:
+        with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())

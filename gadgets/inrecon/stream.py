@@ -37,6 +37,7 @@ from inrecon.frame import (
 from inrecon.hyperparams import HyperparameterFiles, Resolved
 from inrecon.image import to_image
 from inrecon.methods import Auto, CGSense, Method, hold_out
+from inrecon.methods.method import synchronise
 from inrecon.operators import CartesianSense
 
 Report = dict[str, Any]
@@ -80,14 +81,15 @@ def reconstruct(
     seconds: float | None = None,
     max_coils: int = MOST_COILS,
     no_fit: str | None = None,
+    reasons: Sequence[str] = (),
 ) -> Result:
     """One raw frame to its image, and to CG-SENSE's as well if that is asked for.
 
     `series` is what the last frame of the same scan returned (empty for the first). The fit ends in time for an image
     after `seconds`, with what it has by then. Coils are compressed to at most `max_coils`. `no_fit` says why CG-SENSE
-    shall stand in for the fit. Raises `InreconError` kinds: `InvalidFrame`, `NoHyperparameters`,
-    `InvalidHyperparameter`, `UnknownName`. A fit that diverges or comes too late, or calibration that fails, does not
-    raise: it is announced as a `FallBack` event and written into Meta and report.
+    shall stand in for the fit, `reasons` what else is not as was asked for. Raises `InreconError` kinds:
+    `InvalidFrame`, `NoHyperparameters`, `InvalidHyperparameter`, `UnknownName`. A fit that diverges or comes too late,
+    or calibration that fails, does not raise: it is announced as a `FallBack` event and written into Meta and report.
     """
     clock = _Stopwatch()
     with clock("look_up"):
@@ -97,8 +99,10 @@ def reconstruct(
         with clock("condition"):
             measurement = condition(raw, device=device, max_coils=max_coils)
         method, compared = resolved.method, request.compare and resolved.name != COMPARED
+        for reason in reasons:
+            observe(FallBack(room="memory", reason=reason))
         problems = _solve(measurement, method=method, no_fit=no_fit, compared=compared, clock=clock)
-    report = _report(raw, resolved, measurement, problems, device=device)
+    report = _report(raw, resolved, measurement, problems, device=device, reasons=reasons)
     volumes = {raw.key.encoding_space: (_volume([p.image for p in problems], axes=measurement.axes), report)}
     if compared:
         linear = _volume([p.linear for p in problems if p.linear is not None], axes=measurement.axes)
@@ -148,7 +152,7 @@ def _solve(
         fits = method.fit_slices(frames) if no_fit is None else [NoFit(no_fit)] * len(frames)
         tried = zip(frames, fits, fallbacks, strict=True)
         chosen = [_guarded(frame, fit, fallbacks=reasons) for frame, fit, reasons in tried]
-        _synchronise(measurement.kspace.device)
+        synchronise(measurement.kspace.device)
     return [
         _Solved(
             image=finished(fit.image, frame, scale),
@@ -253,7 +257,13 @@ def _volume(images: Sequence[torch.Tensor], *, axes: str) -> Complex:
 
 
 def _report(
-    raw: RawFrame, resolved: Resolved, measurement: Measurement, problems: list[_Solved], *, device: str
+    raw: RawFrame,
+    resolved: Resolved,
+    measurement: Measurement,
+    problems: list[_Solved],
+    *,
+    device: str,
+    reasons: Sequence[str],
 ) -> Report:
     """The facts about one image; of a batch of problems all different ways, the worst losses, most iterations."""
     fits = [problem.reconstruction for problem in problems]
@@ -284,7 +294,7 @@ def _report(
         "training_loss": max(training, default=None),
         "validation_loss": max(validation, default=None),
         "remark": _different(fit.remark for fit in fits if fit.remark) or None,
-        "fallback": _different(reason for problem in problems for reason in problem.fallbacks) or None,
+        "fallback": _different([*reasons, *(r for problem in problems for r in problem.fallbacks)]) or None,
     }
 
 
@@ -325,11 +335,6 @@ class _Stopwatch:
             self.seconds[stage] = round(self.seconds.get(stage, 0.0) + elapsed, 4)
 
 
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def choose_device(name: str) -> str:
     """`auto`, `cpu` or `cuda` to a device that exists; raises `UnknownName` if there is no such."""
     if name == "auto":
@@ -351,4 +356,4 @@ def warm_up(device: str) -> None:
     maps = CoilMaps(csm=csm, support=support, estimated_by="espirit")
     frame = Frame(kspace=kspace, operator=operator, maps=maps, noise_level=None)
     Auto(iterations=2, levels=2).fit(hold_out(frame, HELD_OUT, seed=0))
-    _synchronise(kspace.device)
+    synchronise(kspace.device)

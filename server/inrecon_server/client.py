@@ -1,11 +1,14 @@
 """A client on a plain blocking socket: sends one scan and gathers what the server answers."""
 
+import select
 import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 import ismrmrd
 
@@ -24,6 +27,9 @@ from inrecon_server.protocol import (
 )
 
 _READ_BYTES = 1 << 18
+_RECORD_BYTES = 1 << 14
+
+Answer = TypeVar("Answer")
 
 
 class ConnectionFailedError(InreconError):
@@ -61,11 +67,16 @@ def send(
     been sent and it says nothing, it is waited for no longer. Raises `ConnectionFailedError` if there is no server.
     """
     try:
-        connection = socket.create_connection((host, port), timeout=timeout_s)
-        if tls is not None:
-            connection = tls.wrap_socket(connection, server_hostname=host)
+        plain = socket.create_connection((host, port), timeout=timeout_s)
     except OSError as error:
         raise ConnectionFailedError(f"no server answers at {host}:{port}: {error}") from error
+    try:
+        connection = plain if tls is None else _Encrypted(tls.wrap_socket(plain, server_hostname=host))
+    except OSError as error:
+        plain.close()
+        raise ConnectionFailedError(
+            f"the server at {host}:{port} and this client do not trust each other: {error}"
+        ) from error
     with connection:
         listener = _Listener(connection, timeout_s=timeout_s, on_answer=on_answer)
         listener.start()
@@ -94,11 +105,54 @@ def _messages(
     yield Close()
 
 
+class _Encrypted:
+    """A socket with TLS that one thread reads and another one writes, which OpenSSL allows in turns only."""
+
+    def __init__(self, connection: ssl.SSLSocket) -> None:
+        self._timeout_s = connection.gettimeout()
+        self._connection = connection
+        self._turn = threading.Lock()
+        connection.setblocking(False)
+
+    def __enter__(self) -> "_Encrypted":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def recv(self, size: int) -> bytes:
+        """As `socket.recv`."""
+        return self._when_ready(lambda: self._connection.recv(size))
+
+    def sendall(self, data: bytes) -> None:
+        """As `socket.sendall`."""
+        rest = memoryview(data)
+        while rest:
+            # The same bytes again after a wait, as OpenSSL wants it.
+            rest = rest[self._when_ready(partial(self._connection.send, rest[:_RECORD_BYTES])) :]
+
+    def shutdown(self, how: int) -> None:
+        """As `socket.shutdown`, without TLS's own farewell: CLOSE has said it."""
+        self._connection.shutdown(how)
+
+    def _when_ready(self, act: Callable[[], Answer]) -> Answer:
+        while True:
+            with self._turn:
+                try:
+                    return act()
+                except ssl.SSLWantReadError:
+                    reads, writes = [self._connection], list[ssl.SSLSocket]()
+                except ssl.SSLWantWriteError:
+                    reads, writes = list[ssl.SSLSocket](), [self._connection]
+            if not any(select.select(reads, writes, [], self._timeout_s)):
+                raise TimeoutError
+
+
 class _Listener(threading.Thread):
     """Gathers the answers while the scan is being sent: a client that sends first and reads later can block both."""
 
     def __init__(
-        self, connection: socket.socket, *, timeout_s: float, on_answer: Callable[[Message], None] | None
+        self, connection: socket.socket | _Encrypted, *, timeout_s: float, on_answer: Callable[[Message], None] | None
     ) -> None:
         super().__init__(daemon=True)
         self.result = ClientResult()

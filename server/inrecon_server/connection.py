@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
+from inrecon.acquire import ENDS
 from inrecon.errors import InreconError
 from inrecon.frame import RawFrame
 from inrecon_server.capture import Capture, ended_early, kept_as
@@ -54,7 +55,8 @@ _TCP_CLOSED = 7  # TCP_CLOSE of Linux' netinet/tcp.h, the first byte of TCP_INFO
 class Patience:
     """What a connection may cost.
 
-    `idle_s`: how long a peer may neither send nor take anything. `scan_s` and `scan_bytes`: how long it may send, and
+    `idle_s`: how long a peer may neither send nor take anything; before its first word it may be silent for
+    `greeting_s`. `scan_s` and `scan_bytes`: how long it may send, and
     how much. `send_buffer_bytes`: how much may wait for the client before its next frame is reconstructed.
     `waiting_frames`: how many may wait for the worker before the socket is read on. After an error the client is heard
     out for at most `discard_s` and `discard_bytes`, and where its messages cannot be told apart any more, until it is
@@ -64,6 +66,7 @@ class Patience:
     """
 
     idle_s: float = 600.0
+    greeting_s: float = 60.0
     scan_s: float = 86_400.0
     scan_bytes: int = 1 << 40
     send_buffer_bytes: int = 16 << 20
@@ -181,7 +184,7 @@ class Connection:
                     await self._keep(message, self._capture)
         except TimeoutError:
             if not self._failed:
-                await self._fail(f"nothing came for {self._patience.idle_s:g} s, and no CLOSE: the scan is ended")
+                await self._fail(f"nothing came for {self._silence_s:g} s, and no CLOSE: the scan is ended")
         except ProtocolError as error:
             await self._fail(str(error))
             await self._discard()
@@ -202,8 +205,10 @@ class Connection:
                 yield message
             if parser.state is State.CLOSED:
                 return
+        if self._failed:
+            return  # it was heard out for long enough
         parser.end()
-        if self._received and not self._failed:
+        if self._received:
             raise Truncated("the connection ended without CLOSE: frames that were not complete are dropped")
 
     async def _keep(self, message: Message, capture: Capture) -> None:
@@ -243,10 +248,11 @@ class Connection:
             await self._fail(str(error))
 
     async def _steps(self, message: Message) -> AsyncIterator[Step]:
-        """What the session makes of `message`: in a thread where it may take long, as at the end of a large scan."""
+        """What the session makes of `message`: in a thread where it may take long, as at the end of a large frame."""
         steps = self._session.finish() if isinstance(message, Close) else self._session.receive(message)
         if isinstance(message, Acquisition):
             self._metrics.readouts.inc()
+        if isinstance(message, Acquisition) and not message.flags & ENDS:
             for step in steps:
                 yield step
         else:
@@ -275,18 +281,24 @@ class Connection:
         ):
             limit = f"{patience.scan_bytes / 2**30:.3g} GiB or {patience.scan_s:g} s"
             raise TooLarge(f"the scan takes more than {limit}, the most that this server takes of one")
-        async with asyncio.timeout(patience.idle_s):
+        async with asyncio.timeout(self._silence_s):
             data = await self._reader.read(_READ_BYTES)
         self._received += len(data)
         self._metrics.received_bytes.inc(len(data))
         self._last_bytes = (self._last_bytes + data[-2:])[-2:]
         return data
 
+    @property
+    def _silence_s(self) -> float:
+        """How long the client may say nothing: less before its first word."""
+        return self._patience.idle_s if self._received else min(self._patience.idle_s, self._patience.greeting_s)
+
     async def _fail(self, text: str) -> None:
         """Tell the client what is wrong; from now on it is only listened to."""
-        self._failed = True
-        self._discard_until = time.monotonic() + self._patience.discard_s
-        self._discard_up_to = self._received + self._patience.discard_bytes
+        if not self._failed:
+            self._failed = True
+            self._discard_until = time.monotonic() + self._patience.discard_s
+            self._discard_up_to = self._received + self._patience.discard_bytes
         await self._say(Notice(level="ERROR", text=text))
 
     async def _reconstruct(self) -> None:

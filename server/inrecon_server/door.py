@@ -36,11 +36,11 @@ def server_tls(certificate: Path | None, key: Path | None, clients: Path | None)
 
 
 def client_tls(authority: Path, certificate: Path | None, key: Path | None) -> ssl.SSLContext:
-    """TLS for a client that trusts the certificates of `authority`, and shows its own if the server wants one.
+    """TLS for a client that trusts the certificates of `authority` alone, and shows its own if the server wants one.
 
     Raises `InreconError`.
     """
-    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # which trusts nobody yet
     _trust(context, authority)
     if certificate is not None:
         _load(context, certificate, key)

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import logging
 import pickle
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inrecon.errors import InreconError, InvalidProtocolFile, NoHyperparameters
+from inrecon.errors import DeviceBroken, InreconError, InvalidProtocolFile, NoHyperparameters
 from inrecon.events import Event, FallBack, Warned, listening, observe
 from inrecon.frame import RawFrame, Request, SeriesBySpace
 from inrecon_server.notices import News, Notice, notice_of
@@ -23,12 +22,8 @@ from inrecon_server.protocol import serialise
 if TYPE_CHECKING:
     from inrecon.hyperparams import HyperparameterFiles
     from inrecon.hyperparams.snapshot import State
-    from inrecon.stream import Result
 
 log = logging.getLogger(__name__)
-
-FEW_COILS = 6
-"""To how many coils a frame is compressed that did not fit into memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,21 +84,13 @@ class JobResult:
     last_good: bytes | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Attempt:
-    """A way to do a job: where, with how many coils (None for the usual number), and why without a fit, if so."""
-
-    device: str
-    max_coils: int | None = None
-    no_fit: str | None = None
-
-
 def run_job(job: Job) -> JobResult:
     """Reconstruct one frame, in the worker process; what can go wrong with it becomes a notice.
 
-    What does not fit into memory is tried with fewer coils, then on the CPU. Where that does not help, or the
-    fit fails in a way that nobody thought of, CG-SENSE's image is made instead, and marked.
+    Raises `DeviceBroken`, for which this process is the wrong one to try again.
     """
+    from inrecon.attempts import reconstruct  # torch is imported in the worker process only
+
     notices: list[Notice] = []
     fallbacks: dict[str, None] = {}
     news = News()
@@ -118,12 +105,22 @@ def run_job(job: Job) -> JobResult:
     try:
         with listening(hear):
             files, progress, last_good = _hyperparameters(job)
-            result = _reconstructed(job, files, progress.series)
+            result = reconstruct(
+                job.raw,
+                request=job.request,
+                hyperparameters=files,
+                device=job.device,
+                series=progress.series,
+                due=job.due,
+                no_fit=job.no_fit,
+            )
+    except DeviceBroken:
+        raise
     except InreconError as error:
         notices.append(Notice(level="ERROR", text=str(error)))
     except Exception as error:  # the boundary: what is wrong with one frame must not end the scan
-        log.exception("a reconstruction failed")
-        notices.append(Notice(level="ERROR", text=f"the reconstruction failed: {_in_words(error)}"))
+        log.exception("internal error")
+        notices.append(Notice(level="ERROR", text=f"internal error in this frame: {type(error).__name__}"))
     else:
         return JobResult(
             progress=replace(progress, series=result.series),
@@ -134,70 +131,6 @@ def run_job(job: Job) -> JobResult:
             last_good=last_good,
         )
     return JobResult(progress=progress, notices=tuple(notices), last_good=last_good)
-
-
-def _reconstructed(job: Job, files: HyperparameterFiles, series: SeriesBySpace) -> Result:
-    """The first of all attempts that succeeds; raises what the last of them did."""
-    from inrecon import stream  # torch is imported in the worker process only
-    from inrecon.condition import MOST_COILS
-
-    device = stream.choose_device(job.device)
-    attempts = _attempts(device, job.no_fit)
-    attempt = next(attempts)
-    while True:
-        try:
-            return stream.reconstruct(
-                job.raw,
-                request=job.request,
-                hyperparameters=files,
-                device=attempt.device,
-                series=series,
-                seconds=None if job.due is None else job.due - time.monotonic(),
-                max_coils=attempt.max_coils or MOST_COILS,
-                no_fit=attempt.no_fit,
-            )
-        except InreconError:
-            raise
-        except Exception as error:
-            log.exception("an attempt at a reconstruction failed")
-            failure = error
-        give_back_memory()
-        following = next((a for a in attempts if a.no_fit or out_of_memory(failure)), None)
-        if following is None:
-            raise failure
-        attempt = replace(
-            following, no_fit=following.no_fit and (job.no_fit or f"the fit failed: {_in_words(failure)}")
-        )
-        if attempt.no_fit is None:
-            how = "on the CPU" if attempt.device != device else f"with {attempt.max_coils} coils"
-            observe(Warned(text=f"the frame does not fit into memory: it is tried again {how}"))
-
-
-def _attempts(device: str, no_fit: str | None) -> Iterator[_Attempt]:
-    """All ways, the best first; the last one is without a fit."""
-    yield _Attempt(device=device, no_fit=no_fit)
-    if no_fit is None:
-        yield _Attempt(device=device, max_coils=FEW_COILS)
-        if device != "cpu":
-            yield _Attempt(device="cpu")
-    yield _Attempt(device="cpu", max_coils=FEW_COILS, no_fit=no_fit or "the fit failed")
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory, of a device or of the machine, was not enough."""
-    import torch
-
-    told = str(error).lower()
-    memory = "out of memory" in told or "allocate memory" in told or "not enough memory" in told
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and memory)
-
-
-def give_back_memory() -> None:
-    """What torch keeps of the device's memory for itself."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _hyperparameters(job: Job) -> tuple[HyperparameterFiles, Progress, bytes | None]:
@@ -221,7 +154,8 @@ def _hyperparameters(job: Job) -> tuple[HyperparameterFiles, Progress, bytes | N
             observe(Warned(text=f"the hyperparameter files cannot be used, those from before are: {reason}"))
             files = pickle.loads(job.last_good)  # noqa: S301  pickled here, in our own process
     tuned = known.tuned
-    if job.inline_tuning is not None and space not in tuned:
+    # A search takes its time whatever the deadline is; and where the fit is what failed, it would fail again.
+    if job.inline_tuning is not None and space not in tuned and job.due is None and job.no_fit is None:
         from inrecon import stream
         from inrecon.tuning import tuned_for
 
@@ -247,10 +181,3 @@ def _loaded(folder: Path, state: State) -> tuple[HyperparameterFiles, bytes]:
     del state
     files = HyperparameterFiles.load(folder)
     return files, pickle.dumps(files)
-
-
-def _in_words(error: BaseException) -> str:
-    """An error that is none of inrecon's own: torch's and the system's say what is wrong, others are bugs."""
-    if isinstance(error, RuntimeError | MemoryError | OSError):
-        return (str(error).splitlines() or [""])[0][:300] or type(error).__name__
-    return f"internal error ({type(error).__name__}); the server's log says more"

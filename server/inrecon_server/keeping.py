@@ -49,7 +49,7 @@ class Place:
             number += 1
             place = cls(folder=folder, stamp=f"{second}_{number}")
             try:
-                os.close(os.open(place.part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+                os.close(os.open(place.part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o640))  # patients are in it
             except FileExistsError:
                 continue
             # Looked for only now: another process may have finished, and given its file a name, a moment ago.

@@ -17,7 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from inrecon import stream
 from inrecon.acquire import Accumulator, parse_header
-from inrecon.errors import CalibrationFailed, FitDiverged, InreconError, InvalidFrame
+from inrecon.attempts import reconstruct
+from inrecon.errors import CalibrationFailed, FitDiverged, InvalidFrame, ReconstructionFailed
 from inrecon.events import Event, FitFinished, FitProgressed, listening
 from inrecon.frame import RawFrame, Request, SeriesBySpace
 from inrecon.hyperparams import HyperparameterFiles
@@ -162,18 +163,16 @@ class _Run:
         for raw in frames:
             try:
                 self._reconstruct(raw)
-            except (InvalidFrame, CalibrationFailed, FitDiverged, RuntimeError, MemoryError) as error:
-                # RuntimeError is torch's, for device memory and the like.
-                if not isinstance(error, InreconError):
-                    log.debug("a reconstruction failed", exc_info=error)
+            except (InvalidFrame, CalibrationFailed, FitDiverged, ReconstructionFailed) as error:
                 self.outcome.failed += 1
                 place = f"slice {raw.key.slice}, repetition {raw.key.repetition}"
-                text = (str(error).splitlines() or [type(error).__name__])[0]
-                self.screen.tell(Notice(level="ERROR", text=f"{place}: {text}"))
+                self.screen.tell(Notice(level="ERROR", text=f"{place}: {error}"))
 
     def _reconstruct(self, raw: RawFrame) -> None:
-        result = stream.reconstruct(
-            raw, request=self.request, hyperparameters=self.files, device=self.device, series=self.series
+        seconds = self.request.deadline_s
+        due = None if seconds is None else time.monotonic() + seconds
+        result = reconstruct(
+            raw, request=self.request, hyperparameters=self.files, device=self.device, series=self.series, due=due
         )
         self.series = result.series
         self.outcome.images.extend(result.images)

@@ -144,7 +144,7 @@ class ScanState:
 
     def _write(self, path: Path, blob: bytes) -> Iterator[Notice]:
         try:
-            replace_file(path, blob)
+            replace_file(path, blob, mode=0o640)
         except OSError as error:
             log.warning("the noise of a measurement: %s", error)
             yield _warning("the noise is kept in memory only: its file cannot be written (the server's log says more)")

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import count
 
@@ -28,6 +29,7 @@ from inrecon_server.worker import WorkerLost, Workers
 log = logging.getLogger(__name__)
 
 _STREAM_LIMIT = 1 << 18
+_HANDSHAKE_S = 10.0
 
 
 def serve(
@@ -82,9 +84,19 @@ class _Server:
 
     async def run(self, on_listening: Callable[[str, int], None] | None) -> None:
         told = self._settings
+        loop = asyncio.get_running_loop()
+        # Threads that wait for a disk or for another machine must leave some for others.
+        loop.set_default_executor(ThreadPoolExecutor(max_workers=8 + 2 * told.max_connections))
         for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, self._stop)
-        server = await asyncio.start_server(self._accept, told.host, told.port, limit=_STREAM_LIMIT, ssl=self._tls)
+            loop.add_signal_handler(number, self._stop)
+        server = await asyncio.start_server(
+            self._accept,
+            told.host,
+            told.port,
+            limit=_STREAM_LIMIT,
+            ssl=self._tls,
+            ssl_handshake_timeout=None if self._tls is None else _HANDSHAKE_S,
+        )
         async with server:
             with watched(self._metrics, ready=self._is_ready, host=told.http_host, port=told.http_port) as http_port:
                 host, port = server.sockets[0].getsockname()[:2]
@@ -133,9 +145,9 @@ class _Server:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         settings = self._settings
-        address = writer.get_extra_info("peername")[0]
-        if not is_allowed(address, settings.allow):
-            log.warning("a client from %s is not allowed to connect", address)
+        peer = writer.get_extra_info("peername")
+        if peer is None or not is_allowed(peer[0], settings.allow):  # None: gone before it was there
+            log.warning("a client from %s is not allowed to connect", "nowhere" if peer is None else peer[0])
             writer.transport.abort()
             return
         # Those that are refused only wait for the client to hang up: counted in, they would keep the server full.

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     DirectoryPath,
     Field,
@@ -26,7 +27,7 @@ from inrecon.registry import did_you_mean
 from inrecon_server.logs import LogFormat
 
 ENVIRONMENT = "INRECON_"
-"""The setting `port` is the environment variable ``INRECON_PORT``, its value written as in YAML."""
+"""The setting `port` is the environment variable ``INRECON_PORT``; several values have commas between them."""
 STORAGE = "GADGETRON_STORAGE_ADDRESS"
 """What Gadgetron calls the setting `storage_address`; empty where it has none."""
 FILE = "settings"
@@ -35,6 +36,11 @@ FILE = "settings"
 
 class InvalidSettings(InreconError):
     """A setting that does not exist, or a value that it cannot have."""
+
+
+def _parts(value: object) -> object:
+    """What stands between the commas of a text."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 class ServerSettings(BaseModel):
@@ -77,7 +83,7 @@ class ServerSettings(BaseModel):
     state_folder: DirectoryPath | None = None
     state_hours: float = Field(default=48.0, gt=0, le=1e5)
     storage_address: HttpUrl | None = None
-    allow: tuple[IPvAnyNetwork, ...] = ()
+    allow: Annotated[tuple[IPvAnyNetwork, ...], BeforeValidator(_parts)] = ()
     tls_certificate: FilePath | None = None
     tls_key: FilePath | None = None
     tls_clients: FilePath | None = None
@@ -129,8 +135,8 @@ def resolve(options: Mapping[str, Any], environment: Mapping[str, str]) -> Resol
     """The settings from `options` of the command (None where not given), `environment`, and the file that one of them
     names; raises `InvalidSettings`, and OSError for a file that cannot be read."""
     told = {name: value for name, value in options.items() if value is not None}
-    variables = {
-        name.removeprefix(ENVIRONMENT).lower(): _plain(value, f"environment variable {name}")
+    variables: dict[str, Any] = {
+        name.removeprefix(ENVIRONMENT).lower(): value
         for name, value in environment.items()
         if name.startswith(ENVIRONMENT)
     }

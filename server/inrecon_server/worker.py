@@ -12,12 +12,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from inrecon.errors import InreconError, UnknownName
+from inrecon.errors import DeviceBroken, InreconError, UnknownName
 from inrecon.events import Event, FitProgressed, listening
 from inrecon.frame import PRIORITIES, Priority
 from inrecon_server.job import Job, JobResult, run_job
@@ -27,6 +28,9 @@ from inrecon_server.notices import Notice
 log = logging.getLogger(__name__)
 
 HANG_S = 300.0
+START_S = 300.0
+"""How long a process may take to load torch and its device."""
+STOP_S = 10.0
 BEAT_S = 0.5
 
 
@@ -77,7 +81,11 @@ def _work(connection: Connection, number: int, device: str, log_level: int, log_
             return
         with listening(pulse):
             pulse.beat(Beat())
-            result = run_job(job)
+            try:
+                result = run_job(job)
+            except DeviceBroken:
+                log.exception("this process ends, so that another may use the device")
+                return
         connection.send(result)
 
 
@@ -124,8 +132,11 @@ OnBeat = Callable[[Beat], None]
 class _Process:
     """One worker process; `ready` is what it said of its device, once it has, and `usable` that it can take jobs."""
 
-    def __init__(self, number: int, device: str, log_format: LogFormat) -> None:
+    def __init__(
+        self, number: int, device: str, log_format: LogFormat, on_idle_loss: Callable[[_Process], None]
+    ) -> None:
         self.number = number
+        self._on_idle_loss = on_idle_loss
         self._loop = asyncio.get_running_loop()
         context = multiprocessing.get_context("spawn")
         self._connection, far_end = context.Pipe()
@@ -135,19 +146,19 @@ class _Process:
         far_end.close()  # so that the end of the process is the end of the pipe
         self.ready: asyncio.Future[Warm] = self._loop.create_future()
         self._answer: asyncio.Future[JobResult] | None = None
+        # A thread of its own: those that all share could be held up by processes that do not take what they are sent.
+        self._sender = ThreadPoolExecutor(max_workers=1)
         self._heard_at = time.monotonic()
         self._on_beat: OnBeat = lambda _: None
         self.usable = False
+        self._reaper: threading.Thread | None = None
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
 
     async def run(self, job: Job, *, hang_s: float, on_beat: OnBeat) -> JobResult:
         """What becomes of `job`; raises `WorkerLost`. Cancelled, the process is still at it."""
         self._answer, self._on_beat, self._heard_at = self._loop.create_future(), on_beat, time.monotonic()
-        try:
-            await asyncio.to_thread(self._connection.send, job)
-        except OSError as error:
-            raise WorkerLost("it died") from error
+        self._sender.submit(self._send, job)
         while True:
             silent_s = time.monotonic() - self._heard_at
             if silent_s >= hang_s:
@@ -156,19 +167,32 @@ class _Process:
             if done:
                 return self._answer.result()
 
-    async def started(self, *, hang_s: float) -> Warm:
+    def _send(self, job: Job) -> None:
+        """In a thread: hand over `job`."""
+        with suppress(OSError):  # it has died, which the other thread tells
+            self._connection.send(job)
+
+    async def started(self) -> Warm:
         """What it says of its device, once it is ready; raises `WorkerLost`."""
         # Not the future itself: several may wait for it, and one that gives up must not cancel it.
-        done, _ = await asyncio.wait({self.ready}, timeout=hang_s)
+        done, _ = await asyncio.wait({self.ready}, timeout=START_S)
         if not done:
-            raise WorkerLost(f"it was not ready after {hang_s:g} s")
+            raise WorkerLost(f"it was not ready after {START_S:g} s")
         return self.ready.result()
 
-    def kill(self) -> None:
-        """End it, whatever it is doing."""
-        self._process.kill()
+    def kill(self) -> threading.Thread:
+        """End it, whatever it is doing; the thread that is given waits for its end, which may take long with a GPU."""
+        if self._reaper is None:
+            self.usable = False
+            self._process.kill()
+            self._reaper = threading.Thread(target=self._reap, daemon=True)
+            self._reaper.start()
+        return self._reaper
+
+    def _reap(self) -> None:
         self._process.join()
         self._thread.join()
+        self._sender.shutdown()
         self._connection.close()
 
     @property
@@ -196,11 +220,14 @@ class _Process:
             case JobResult() if self._answer is not None:
                 self._answer.set_result(said)
             case WorkerLost():
+                was_idle = self.usable and (self._answer is None or self._answer.done())
                 self.usable = False
                 for waiting in (self.ready, self._answer):
                     if waiting is not None and not waiting.done():
                         waiting.set_exception(said)
                         waiting.exception()  # nobody may be waiting
+                if was_idle:
+                    self._on_idle_loss(self)
 
 
 class Workers:
@@ -248,11 +275,12 @@ class Workers:
 
     def start(self) -> None:
         """Start the processes and their warming up; returns at once."""
-        self._free = [self._add(number) for number in range(self._count)]
+        self._processes = [self._new(number) for number in range(self._count)]
+        self._free = list(self._processes)
 
     async def warmed_up(self) -> str:
         """The device, once all are ready; raises `InreconError` if it cannot be used, `WorkerLost` if one died."""
-        warm = [await process.started(hang_s=self._hang_s) for process in self._processes]
+        warm = [await process.started() for process in self._processes]
         if problems := [one.problem for one in warm if one.problem]:
             raise UnknownName(problems[0])
         return warm[0].device
@@ -264,9 +292,13 @@ class Workers:
         Cancelling drops a job that waits for its turn; if it is running already, its process is ended and replaced.
         """
         lost = ""
+        # A search that costs the process is not begun again with the next frame.
+        tuned = job.progress.tuned | {job.raw.key.encoding_space}
         for attempt in (job, replace(job, no_fit=""), replace(job, no_fit="", device="cpu")):
             reason = f"the process that reconstructed this frame was lost: {lost}"
-            ready = attempt if attempt.no_fit is None else replace(attempt, no_fit=reason)
+            ready = attempt
+            if attempt.no_fit is not None:
+                ready = replace(attempt, no_fit=reason, progress=replace(job.progress, tuned=tuned))
             try:
                 return await self._once(ready, priority=priority, on_beat=on_beat)
             except WorkerLost as error:
@@ -279,15 +311,18 @@ class Workers:
     async def _once(self, job: Job, *, priority: Priority, on_beat: OnBeat) -> JobResult:
         process = await self._turn(priority)
         try:
-            if not await self._starts(process):  # it died idle, or while it started: nothing is lost
+            if not await self._starts(process):  # nothing is lost but time
                 process = self._replaced(process)
-                await process.started(hang_s=self._hang_s)
-            result = await process.run(replace(job, last_good=self._last_good), hang_s=self._hang_s, on_beat=on_beat)
-        except BaseException as error:
-            if not isinstance(error, WorkerLost):
-                log.info("nobody waits any more for the frame at work: its process is ended")
-            process = self._replaced(process)
-            raise
+                if not await self._starts(process):
+                    raise WorkerLost("no other could be started")
+            try:
+                asked = replace(job, last_good=self._last_good)
+                result = await process.run(asked, hang_s=self._hang_s, on_beat=on_beat)
+            except BaseException as error:
+                if not isinstance(error, WorkerLost):
+                    log.info("nobody waits any more for the frame at work: its process is ended")
+                process = self._replaced(process)
+                raise
         finally:
             self._release(process)
         self._last_good = result.last_good or self._last_good
@@ -295,7 +330,7 @@ class Workers:
 
     async def _starts(self, process: _Process) -> bool:
         try:
-            await process.started(hang_s=self._hang_s)
+            await process.started()
         except WorkerLost as error:
             log.error("a worker process was lost before it had anything to do: %s", error)
             self._on_lost()
@@ -323,18 +358,32 @@ class Workers:
                 return
         self._free.append(process)
 
-    def _add(self, number: int) -> _Process:
-        process = _Process(number, self.device, self._log_format)
-        self._processes.append(process)
-        return process
+    def _new(self, number: int) -> _Process:
+        return _Process(number, self.device, self._log_format, self._idle_loss)
 
     def _replaced(self, process: _Process) -> _Process:
-        """A new process in the place of `process`, which is ended; none takes its place once these are retired."""
+        """A new process in the place of `process`, which is ended.
+
+        It keeps its place once these are retired, or if the machine has no room for another: the next job tries again.
+        """
         process.kill()
         if self._retired:
             return process
-        self._processes.remove(process)
-        return self._add(process.number)
+        try:
+            new = self._new(process.number)
+        except OSError as error:
+            log.error("no worker process can be started: %s", error)
+            return process
+        self._processes[process.number] = new
+        return new
+
+    def _idle_loss(self, process: _Process) -> None:
+        """A process that was ready has died with nothing to do: another is warmed up before anybody asks."""
+        if self._retired or process not in self._free:
+            return
+        log.error("a worker process was lost while it was idle")
+        self._on_lost()
+        self._free[self._free.index(process)] = self._replaced(process)
 
     def retire(self) -> None:
         """Replace processes no more when they end."""
@@ -343,5 +392,5 @@ class Workers:
     def stop(self) -> None:
         """End all processes, whatever they are doing."""
         self.retire()
-        for process in self._processes:
-            process.kill()
+        for reaper in [process.kill() for process in self._processes]:
+            reaper.join(STOP_S)

@@ -14,6 +14,8 @@ import trustme
 
 from inrecon.simulate import SimulatedScan, write_ismrmrd
 from inrecon_server.cli import main
+from inrecon_server.client import ConnectionFailedError, send
+from inrecon_server.door import client_tls
 from inrecon_server.protocol import Close, serialise
 
 if TYPE_CHECKING:
@@ -84,6 +86,17 @@ def _answer_to_close(server: RunningServer, tls: ssl.SSLContext | None) -> bytes
             return connection.recv(10)
         except (ssl.SSLError, ConnectionResetError, BrokenPipeError):
             return b""
+
+
+def test_a_server_with_a_certificate_of_strangers_is_not_sent_anything(
+    certificates: Path, run_server: RunServer, scan: SimulatedScan
+) -> None:
+    tls = client_tls(certificates / "authority.pem", None, None)
+    assert len(tls.get_ca_certs()) == 1
+    with run_server(tls_certificate=f"{certificates}/stranger.pem") as running:
+        with pytest.raises(ConnectionFailedError, match="do not trust each other"):
+            send(scan.header, scan.acquisitions, port=running.port, tls=tls)
+        assert running.figure("inrecon_readouts_received_total") == 0
 
 
 @pytest.mark.parametrize(("network", "welcome"), [("127.0.0.0/8", True), ("192.0.2.0/24", False)])

@@ -162,15 +162,21 @@ def test_twenty_clients_at_once_are_served_or_refused_and_told_so(run_server: Ru
         refused = [result for result in results if not result.images]
         assert len(served) >= 4
         assert all("the server has 4 connections already" in result.texts[0] for result in refused)
-        assert running.figure("inrecon_sessions_active") == 0
+        wait_until(lambda: running.figure("inrecon_sessions_active") == 0)
 
 
 def test_scans_share_the_memory_that_there_is(run_server: RunServer, scan: SimulatedScan) -> None:
     head, data = serialise(ConfigFile("cg_sense")) + serialise(Header(scan.header)), scan.acquisitions[:-1]
-    with run_server(memory_gib=2**-16) as running, running.connect() as first:
-        first.sendall(head + b"".join(map(serialise, data)))
-        wait_until(lambda: running.figure("inrecon_readouts_received_total") > 0)
-        refused = running.send(scan)
+    one = 32 * 64 * (4 * 8 + 4)  # lines of 64 samples and 4 coils, with their counts
+    with run_server(memory_gib=1.2 * one / 2**30) as running:
+        assert running.send(scan).images
+        count = running.figure("inrecon_readouts_received_total")
+        with running.connect() as first:
+            first.sendall(head + b"".join(map(serialise, data)))
+            wait_until(lambda: running.figure("inrecon_readouts_received_total") == count + len(data))
+            refused = running.send(scan)
+        wait_until(lambda: running.figure("inrecon_sessions_active") == 0)
+        assert running.send(scan).images
         assert any("GiB that there are for readouts: try again later" in text for text in refused.texts)
         assert running.answers(Close()) == [Close()]
 

@@ -11,15 +11,16 @@ import pytest
 import torch
 
 from inrecon.acquire import raw_frames
-from inrecon.errors import InvalidFrame
+from inrecon.attempts import FEW_COILS, ways_for
+from inrecon.condition import MOST_COILS
+from inrecon.errors import DeviceBroken, InvalidFrame
 from inrecon.events import FallBack, FitFinished, FitProgressed, Warned, observe
 from inrecon.frame import Frame, RawFrame, Reconstruction, Request
 from inrecon.hyperparams import HyperparameterFiles
 from inrecon.methods import CGSense, Method, methods
 from inrecon.simulate import simulate_scan
 from inrecon.testing import write_quick_default
-from inrecon_server import job as jobs
-from inrecon_server.job import FEW_COILS, InlineTuning, Job, JobResult, Progress, run_job
+from inrecon_server.job import InlineTuning, Job, JobResult, Progress, run_job
 from inrecon_server.notices import Notice, notice_of
 from inrecon_server.protocol import Image, Parser
 
@@ -206,8 +207,10 @@ def test_what_does_not_fit_into_memory_is_tried_with_fewer_coils(unruly: dict) -
     assert seen[0] > FEW_COILS >= seen[1]
     assert len(result.images) == 1
     assert errors(result) == []
-    assert warnings_of(result) == [f"the frame does not fit into memory: it is tried again with {FEW_COILS} coils"]
-    assert result.reports[0]["fallback"] is None
+    reason = f"the frame did not fit into memory; reconstructed with {FEW_COILS} coils instead"
+    assert warnings_of(result) == [f"fall-back (memory): {reason}"]
+    assert result.reports[0]["fallback"] == reason
+    assert result.fallbacks == ("memory",)
 
 
 def test_what_never_fits_into_memory_becomes_the_marked_fall_back(job: Job, unruly: dict) -> None:
@@ -219,8 +222,26 @@ def test_what_never_fits_into_memory_becomes_the_marked_fall_back(job: Job, unru
 
 
 def test_on_a_gpu_the_cpu_is_tried_before_the_fit_is_given_up() -> None:
-    tried = [(a.device, a.max_coils, a.no_fit is None) for a in jobs._attempts("cuda", None)]
-    assert tried == [("cuda", None, True), ("cuda", FEW_COILS, True), ("cpu", None, True), ("cpu", FEW_COILS, False)]
+    tried = [(way.device, way.max_coils, way.fits) for way in ways_for("cuda", fits=True)]
+    most, few = MOST_COILS, FEW_COILS
+    assert tried == [("cuda", most, True), ("cuda", few, True), ("cpu", most, True), ("cpu", few, False)]
+
+
+def test_a_device_that_is_broken_is_left_to_another_process(job: Job, unruly: dict) -> None:
+    def broken(_: Frame) -> Reconstruction:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    unruly["fit"] = broken
+    with pytest.raises(DeviceBroken, match="illegal memory access"):
+        run_job(replace(job, request=Request(method="unruly")))
+
+
+def test_what_stands_in_for_a_fit_is_not_tuned_first(job: Job, tmp_path: Path) -> None:
+    tuning = InlineTuning(seconds=1e-3, folder=tmp_path)
+    for changed in ({"no_fit": "the process died"}, {"due": time.monotonic() + 60}):
+        asked = replace(job, request=Request(overrides={"iterations": 2, "levels": 2}), inline_tuning=tuning, **changed)
+        assert run_job(asked).images
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_mistake_of_the_sender_is_told_and_not_tried_again(job: Job, unruly: dict) -> None:

@@ -50,7 +50,7 @@ def test_an_empty_file_says_nothing(tmp_path: Path) -> None:
     [
         ({"port": -1}, {}, "port (option): input should be greater than or equal to 0, not -1"),
         ({}, {"INRECON_PROT": "1"}, "there is no setting 'prot' (environment): did you mean 'port'?"),
-        ({}, {"INRECON_PORT": "[1"}, "environment variable INRECON_PORT is not valid YAML"),
+        ({}, {"INRECON_ALLOW": "10.0.0.0/8, here"}, "allow.1 (environment): "),
         ({}, {"INRECON_PORT": "abc"}, "port (environment): input should be a valid integer"),
         ({"tune_seconds": 3}, {}, "tune_seconds and candidates go together"),
         ({"state_hours": 0}, {}, "state_hours (option): input should be greater than 0"),
@@ -79,3 +79,10 @@ def test_a_file_that_is_none_is_told(tmp_path: Path, text: str, told: str) -> No
     (tmp_path / "inrecon.yaml").write_text(text)
     with pytest.raises(InvalidSettings, match=told):
         resolve({"settings": tmp_path / "inrecon.yaml"}, {})
+
+
+def test_the_environment_is_plain_text() -> None:
+    environment = {"INRECON_HOST": "::", "INRECON_DEFAULT_CONFIG": "null", "INRECON_ALLOW": "10.0.0.0/8, ::1"}
+    settings = resolve({}, environment).settings
+    assert (settings.host, settings.default_config) == ("::", "null")
+    assert list(map(str, settings.allow)) == ["10.0.0.0/8", "::1/128"]

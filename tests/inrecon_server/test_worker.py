@@ -3,7 +3,7 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from multiprocessing import active_children
@@ -37,8 +37,10 @@ def texts(result: JobResult, level: str) -> list[str]:
 
 
 @asynccontextmanager
-async def running(*, device: str = "cpu", count: int = 1, hang_s: float = 60.0) -> AsyncIterator[Workers]:
-    workers = Workers(device=device, count=count, hang_s=hang_s)
+async def running(
+    *, device: str = "cpu", count: int = 1, hang_s: float = 60.0, on_lost: Callable[[], None] = lambda: None
+) -> AsyncIterator[Workers]:
+    workers = Workers(device=device, count=count, hang_s=hang_s, on_lost=on_lost)
     workers.start()
     try:
         yield workers
@@ -144,17 +146,82 @@ def test_a_job_that_costs_every_process_is_given_up_and_the_next_is_served(job: 
     asyncio.run(scenario())
 
 
-def test_a_worker_that_dies_idle_is_replaced_and_nothing_is_lost(job: Job) -> None:
+def test_a_worker_that_dies_while_it_starts_costs_nothing(job: Job) -> None:
     async def scenario() -> None:
         before = set(active_children())
         async with running() as workers:
             process = only_child(before)
             os.kill(process.pid, signal.SIGKILL)
             process.join()
-            # It had only begun to warm up.
             result = await workers.run(job)
             assert result.images
             assert result.notices == ()
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_dies_idle_is_replaced_before_anybody_asks(job: Job) -> None:
+    lost = []
+
+    async def scenario() -> None:
+        before = set(active_children())
+        async with running(on_lost=lambda: lost.append(1)) as workers:
+            await workers.warmed_up()
+            assert workers.usable
+            process = only_child(before)
+            os.kill(process.pid, signal.SIGKILL)
+            async with asyncio.timeout(60):
+                while not lost or not workers.usable:
+                    await asyncio.sleep(0.01)
+            assert len(lost) == 1
+            assert only_child(before).pid != process.pid
+            assert (await workers.run(job)).notices == ()
+
+    asyncio.run(scenario())
+
+
+def test_a_machine_without_room_for_a_process_has_room_later(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        before = set(active_children())
+        async with running() as workers:
+            assert (await workers.run(job)).images
+            with monkeypatch.context() as full:
+                full.setattr(Workers, "_new", lambda *_: (_ for _ in ()).throw(OSError(24, "Too many open files")))
+                os.kill(only_child(before).pid, signal.SIGKILL)
+                assert "given up" in texts(await workers.run(job), "ERROR")[0]
+            assert (await workers.run(job)).images
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_does_not_even_take_its_job_is_replaced(job: Job) -> None:
+    async def scenario() -> None:
+        before = set(active_children())
+        async with running() as workers:
+            assert (await workers.run(job)).images
+            stopped = only_child(before)
+            os.kill(stopped.pid, signal.SIGSTOP)
+            workers._hang_s = 0.5
+            waiting = asyncio.create_task(workers.run(job))
+            while stopped.is_alive():
+                await asyncio.sleep(0.01)
+            workers._hang_s = 60.0
+            assert (await waiting).images
+
+    asyncio.run(scenario())
+
+
+def test_a_client_that_leaves_while_the_worker_starts_leaves_the_worker_alone(job: Job) -> None:
+    async def scenario() -> None:
+        before = set(active_children())
+        async with running() as workers:
+            process = only_child(before)
+            waiting = asyncio.create_task(workers.run(job))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.wait({waiting})
+            assert (await workers.run(job)).images
+            assert only_child(before).pid == process.pid
 
     asyncio.run(scenario())
 

@@ -5,11 +5,13 @@ from inrecon.acquire.buffers import Memory
 from inrecon.acquire.frames import raw_frames
 from inrecon.acquire.header import parse_header
 from inrecon.acquire.kept_noise import LEFT_TO_GADGETRON
+from inrecon.acquire.readout import ENDS
 from inrecon.acquire.scan import Encoding, Limits, NotCartesian, Scan
 from inrecon.acquire.summary import Summary
 from inrecon.acquire.unsorted import as_delivered, bucket_readouts, buffer_readouts
 
 __all__ = [
+    "ENDS",
     "LEFT_TO_GADGETRON",
     "Accumulator",
     "Encoding",

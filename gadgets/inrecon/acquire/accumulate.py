@@ -10,6 +10,7 @@ from inrecon.acquire.kept_noise import NOT_AT_HAND, noise_for
 from inrecon.acquire.pending import History, OpenFrame
 from inrecon.acquire.readout import (
     CALIBRATION,
+    ENDS,
     LAST_IN_MEASUREMENT,
     LAST_IN_REPETITION,
     LAST_IN_SLICE,
@@ -206,7 +207,7 @@ class Accumulator:
 
     def _flagged(self, flags: int, key: Key, *, average: int) -> list[Key]:
         """Keys of the open frames that the flags of a readout, of any kind, end; marks those that now wait."""
-        if not flags & (LAST_IN_SLICE | LAST_IN_REPETITION | LAST_IN_MEASUREMENT):
+        if not flags & ENDS:
             return []
         ended = []
         for other, frame in self._open.items():

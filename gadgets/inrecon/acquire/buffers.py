@@ -50,27 +50,39 @@ class Budget:
         self._limit = limit
         self._memory = memory
         self._held = 0
+        self._closed = False
+        self._lock = threading.Lock()
 
     def take(self, size: int) -> None:
         """Set `size` bytes aside; raises `InvalidFrame` if that is more than is left."""
-        if self._held + size > self._limit:
-            raise InvalidFrame(
-                f"readouts that wait for the end of their frames need more than {self._limit / 2**30:.3g} GiB; "
-                "LAST_IN_SLICE or LAST_IN_REPETITION on the last readout of each frame frees them earlier"
-            )
-        if self._memory is not None:
-            self._memory.take(size)
-        self._held += size
+        with self._lock:
+            if self._closed:
+                return
+            if self._held + size > self._limit:
+                raise InvalidFrame(
+                    f"readouts that wait for the end of their frames need more than {self._limit / 2**30:.3g} GiB; "
+                    "LAST_IN_SLICE or LAST_IN_REPETITION on the last readout of each frame frees them earlier"
+                )
+            if self._memory is not None:
+                self._memory.take(size)
+            self._held += size
 
     def give_back(self, size: int) -> None:
         """End of a loan."""
+        with self._lock:
+            if not self._closed:
+                self._end(size)
+
+    def close(self) -> None:
+        """End of all loans, with the scan: a thread that is still at it takes and gives nothing any more."""
+        with self._lock:
+            self._closed = True
+            self._end(self._held)
+
+    def _end(self, size: int) -> None:
         self._held -= size
         if self._memory is not None:
             self._memory.give_back(size)
-
-    def close(self) -> None:
-        """End of all loans, with the scan."""
-        self.give_back(self._held)
 
 
 class LineBuffer:

@@ -22,6 +22,8 @@ REVERSE = mask(ismrmrd.ACQ_IS_REVERSE)
 LAST_IN_SLICE = mask(ismrmrd.ACQ_LAST_IN_SLICE)
 LAST_IN_REPETITION = mask(ismrmrd.ACQ_LAST_IN_REPETITION)
 LAST_IN_MEASUREMENT = mask(ismrmrd.ACQ_LAST_IN_MEASUREMENT)
+ENDS = LAST_IN_SLICE | LAST_IN_REPETITION | LAST_IN_MEASUREMENT
+"""The flags that may end frames."""
 
 NOT_IMAGING = MappingProxyType(
     {

@@ -17,7 +17,7 @@ from inrecon.frame import Frame, Reconstruction
 from inrecon.methods.closing import closed, weights_around
 from inrecon.methods.held_out import Best
 from inrecon.methods.lower_level import LowerLevel
-from inrecon.methods.method import Method, announced, bounded, divergence, methods, tunable
+from inrecon.methods.method import Method, announced, bounded, divergence, methods, synchronise, tunable
 from inrecon.methods.network import Activation, NetworkSettings, check_encoder
 from inrecon.operators.cartesian import Offset
 
@@ -115,6 +115,7 @@ class BilevelINR(Method):
         members = [dataclasses.replace(self, seed=self.seed + member) for member in range(self.members)]
         fit = LowerLevel(members, frames)
         # The closing step solves as many linear problems as the beginning did, and takes about as long.
+        synchronise(frames[0].kspace.device)
         closing_s = time.perf_counter() - started
         try:
             with time_limit(time_left() - closing_s):

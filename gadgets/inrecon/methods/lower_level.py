@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from inrecon.events import FitProgressed, observe
 from inrecon.frame import Frame
 from inrecon.methods.linear import CGSense
 from inrecon.methods.memory import give_back
+from inrecon.methods.method import synchronise
 from inrecon.methods.network import Grid, ImageNetwork, build_network, surrounded
 from inrecon.methods.phase import smooth_phase
 from inrecon.operators import CartesianSense, displace_image
@@ -93,7 +95,7 @@ class LowerLevel:
         finite loss any more.
         """
         end = len(self.history) + iterations
-        while (done := len(self.history) + 1) <= end and (time_left() > 0 or not self.history):
+        while (done := len(self.history) + 1) <= end and (self._in_time() or not self.history):
             self.history.append(self._step(self._views[done % len(self._views)]))
             if done % CHECK_EVERY and done != end and time_left() > 0:
                 continue
@@ -102,6 +104,12 @@ class LowerLevel:
             if not torch.isfinite(self.history[-1]).any():
                 raise FitDiverged(f"bilevel_inr diverged: its loss is not finite after {done} iterations")
             yield
+
+    def _in_time(self) -> bool:
+        """Whether there is time for another iteration; with a deadline, those that a GPU still has to do count."""
+        if time_left() < math.inf:
+            synchronise(self._delta.device)
+        return time_left() > 0
 
     def release(self) -> None:
         """See all samples from now on."""

@@ -66,6 +66,12 @@ class Method(ABC):
         return dataclasses.replace(result, trial=trial, validation_loss=frame.loss(trial))
 
 
+def synchronise(device: torch.device) -> None:
+    """Wait for what a GPU still has to do, so that the clock tells the truth."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def or_error(fit: Callable[[Frame], Reconstruction], frame: Frame) -> Reconstruction | InreconError:
     """What `fit` makes of `frame`, or the error that says why no image is worth sending."""
     try:

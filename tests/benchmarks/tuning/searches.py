@@ -168,7 +168,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                 color=f"C{number}",
                 label=name if run["seed"] == 0 else None,
             )
-    axes.set(xscale="log", xlabel="iterations spent", ylabel=f"loss after {JUDGED_AT} iterations")
+    axes.set(xscale="log", yscale="log", xlabel="iterations spent", ylabel=f"loss after {JUDGED_AT} iterations")
     axes.legend()
     figure.savefig(path, dpi=120)
 
