@@ -105,7 +105,7 @@ class Capture:
                 return
             most = self._queue_bytes if self._thread is not None else min(self._queue_bytes, _UNDECIDED_BYTES)
             if self._queued + len(data) > most:
-                self._fail(f"more than {most / 2**20:.0f} MiB would wait to be written; the disk is too slow")
+                self._fail(f"more than {most / 2**20:.0f} MiB would wait to be written")
             else:
                 self._queue.append(data)
                 self._queued += len(data)
@@ -225,6 +225,7 @@ def kept_as(recorded: Recorded) -> str:
     return f"{recorded.name} ({recorded.readouts} readouts, {recorded.waveforms} waveforms)"
 
 
-def ended_early(problem: str) -> str:
-    """What to tell of a capture that could not keep everything."""
-    return f"the capture of this session has ended, the scan goes on: {problem}"
+def ended_early(problem: str, *, nothing_else: bool = False) -> str:
+    """What to tell of a capture that could not keep everything, where `nothing_else` was wanted or the scan goes on."""
+    rest = "what came after it is lost" if nothing_else else "the scan goes on"
+    return f"the capture of this session has ended, {rest}: {problem}"

@@ -226,7 +226,7 @@ def _check_config(config: str | None, wishes: Wishes) -> None:
 
 def _send(options: argparse.Namespace) -> int:
     from inrecon_server.client import ConnectionFailedError, send
-    from inrecon_server.config import NOISE_ONLY
+    from inrecon_server.config import makes_images
     from inrecon_server.door import client_tls
     from inrecon_server.files import open_raw, replacing, write_images
     from inrecon_server.protocol import Message, Text
@@ -238,10 +238,10 @@ def _send(options: argparse.Namespace) -> int:
     if options.tls_ca is None and (options.tls_certificate or options.tls_key):
         raise InreconError("--tls-certificate and --tls-key need --tls-ca")
     tls = options.tls_ca and client_tls(options.tls_ca, options.tls_certificate, options.tls_key)
-    noise_only = options.config.removesuffix(".xml") == NOISE_ONLY
-    if (options.output is None) != noise_only:
-        raise InreconError(f"{NOISE_ONLY} makes no images for --output" if noise_only else "images need an --output")
-    place = nullcontext() if noise_only else replacing(options.output, source=options.raw)
+    wanted = makes_images(options.config)
+    if (options.output is not None) != wanted:
+        raise InreconError("images need an --output" if wanted else f"{options.config} makes no images for --output")
+    place = replacing(options.output, source=options.raw) if wanted else nullcontext()
     with open_raw(options.raw, group=options.group) as raw, place as images:
         try:
             result = send(
@@ -260,7 +260,7 @@ def _send(options: argparse.Namespace) -> int:
             if not result.images:
                 raise Failed("the server sent no image" + (f": {result.problem}" if result.problem else ""))
             write_images(images, result.images)
-    asked = options.output or "the noise"
+    asked = options.output or "what was asked for"
     if result.problem:
         raise Failed(f"{asked} may not be complete: {result.problem}")
     if any(text.startswith("ERROR") for text in result.texts):

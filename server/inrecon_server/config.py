@@ -102,6 +102,14 @@ def configure(name_or_text: str) -> Configuration:
     return _by_name(text)
 
 
+def makes_images(name_or_text: str) -> bool:
+    """Whether that configuration makes images, or may: a server can have more of them than are known here."""
+    try:
+        return configure(name_or_text).makes_images
+    except ConfigError:
+        return True
+
+
 def amend(configuration: Configuration, text: str) -> Configuration:
     """`configuration` changed by FIRE's JSON `text`; raises `ConfigError`.
 

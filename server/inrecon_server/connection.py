@@ -21,13 +21,14 @@ from inrecon.frame import RawFrame
 from inrecon_server.capture import Capture, ended_early, kept_as
 from inrecon_server.job import Job, JobResult
 from inrecon_server.metrics import Metrics, Outcome
-from inrecon_server.notices import Level, Notice
+from inrecon_server.notices import Notice
 from inrecon_server.protocol import (
     Acquisition,
     Close,
     DependencyQuery,
     Header,
     Image,
+    Limits,
     Message,
     Parser,
     ProtocolError,
@@ -48,6 +49,8 @@ _CLOSE = serialise(Close())
 _AFTER_CLOSE_S = 0.2
 _WATCH_S = 1.0
 _REFUSED_S = 2.0
+_IMAGE_BYTES = 128 << 20
+"""Of an image from a client, which only the configuration ``null`` takes."""
 _TCP_CLOSED = 7  # TCP_CLOSE of Linux' netinet/tcp.h, the first byte of TCP_INFO
 
 
@@ -55,8 +58,8 @@ _TCP_CLOSED = 7  # TCP_CLOSE of Linux' netinet/tcp.h, the first byte of TCP_INFO
 class Patience:
     """What a connection may cost.
 
-    `idle_s`: how long a peer may neither send nor take anything; before its first word it may be silent for
-    `greeting_s`. `scan_s` and `scan_bytes`: how long it may send, and
+    `idle_s`: how long a peer may neither send nor take anything. `greeting_s`: how long it may take to send
+    configuration and header. `scan_s` and `scan_bytes`: how long it may send, and
     how much. `send_buffer_bytes`: how much may wait for the client before its next frame is reconstructed.
     `waiting_frames`: how many may wait for the worker before the socket is read on. After an error the client is heard
     out for at most `discard_s` and `discard_bytes`, and where its messages cannot be told apart any more, until it is
@@ -116,6 +119,7 @@ class Connection:
         self._outgoing: asyncio.Queue[tuple[bytes, Callable[[], None]] | None] = asyncio.Queue(1)
         self._started = time.monotonic()
         self._received = 0
+        self._greeted = False
         self._last_bytes = b""
         self._failed = False
         self._discard_until = 0.0
@@ -184,7 +188,11 @@ class Connection:
                     await self._keep(message, self._capture)
         except TimeoutError:
             if not self._failed:
-                await self._fail(f"nothing came for {self._silence_s:g} s, and no CLOSE: the scan is ended")
+                patience = self._patience
+                silent = f"nothing came for {patience.idle_s:g} s, and no CLOSE"
+                late = f"no configuration and header came within {patience.greeting_s:g} s"
+                too_late = not self._greeted and time.monotonic() >= self._started + patience.greeting_s
+                await self._fail(f"{late if too_late else silent}: the scan is ended")
         except ProtocolError as error:
             await self._fail(str(error))
             await self._discard()
@@ -197,11 +205,12 @@ class Connection:
 
     async def _messages(self) -> AsyncIterator[Message]:
         """The client's messages, CLOSE the last; raises `ProtocolError` where they make no sense or end without it."""
-        parser = Parser()
+        parser = Parser(Limits(image=_IMAGE_BYTES))
         while data := await self._bytes():
             if self._capture is not None:
                 self._capture.feed(data)
             for message in parser.feed(data):
+                self._greeted = self._greeted or isinstance(message, Header)
                 yield message
             if parser.state is State.CLOSED:
                 return
@@ -222,14 +231,18 @@ class Connection:
 
     async def _tell_problem(self, capture: Capture) -> None:
         if (problem := capture.take_problem()) is not None:
-            level: Level = "ERROR" if self._session.saves_only else "WARNING"
-            await self._say(Notice(level=level, text=ended_early(problem)))
+            if self._session.saves_only:
+                await self._fail(ended_early(problem, nothing_else=True))
+            else:
+                await self._say(Notice(level="WARNING", text=ended_early(problem)))
 
     async def _finish_capture(self, capture: Capture) -> None:
         """Tell how the capture ended: a client that asked for it waits until all is written, another one shortly."""
         if capture.at_work:
             patience_s = self._patience.idle_s if self._session.saves_only else self._patience.captured_s
-            await asyncio.to_thread(capture.wait, patience_s)
+            written = await asyncio.to_thread(capture.wait, patience_s)
+            if self._session.saves_only and not written:
+                await self._fail(f"the readouts are still not written after {patience_s:g} s; nobody waits any more")
         await self._tell_problem(capture)
         if self._session.saves_only and capture.recorded is not None and capture.recorded.name is not None:
             await self._say(Notice(level="INFO", text=f"kept as {kept_as(capture.recorded)}"))
@@ -289,9 +302,17 @@ class Connection:
         return data
 
     @property
+    def has_nothing(self) -> bool:
+        """Whether the client has sent nothing yet."""
+        return not self._received
+
+    @property
     def _silence_s(self) -> float:
-        """How long the client may say nothing: less before its first word."""
-        return self._patience.idle_s if self._received else min(self._patience.idle_s, self._patience.greeting_s)
+        """How long the client may say nothing; until its header is there, what is left of the time for greetings."""
+        if self._greeted:
+            return self._patience.idle_s
+        left = self._started + self._patience.greeting_s - time.monotonic()
+        return min(self._patience.idle_s, max(left, 0.0))
 
     async def _fail(self, text: str) -> None:
         """Tell the client what is wrong; from now on it is only listened to."""

@@ -178,6 +178,6 @@ class Limits:
     text: int = 1 * _MIB
     query: int = 64 * _KIB
     meta: int = 16 * _MIB
-    acquisition: int = 512 * _MIB
+    acquisition: int = 128 * _MIB
     image: int = 2 * _GIB
     waveform: int = 64 * _MIB

@@ -38,7 +38,7 @@ from inrecon_server.protocol import (
     Waveform,
 )
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("inrecon_server.recorder")  # run as a program of its own
 
 _KIB, _MIB = 2**10, 2**20
 _READ_BYTES = 1 * _MIB

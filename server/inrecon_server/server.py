@@ -60,6 +60,7 @@ class _Server:
             device=settings.device,
             count=settings.workers,
             hang_s=settings.hang_s,
+            hyperparameters=settings.hyperparameters,
             log_format=settings.log_format,
             on_lost=self._metrics.workers_lost.inc,
         )
@@ -76,7 +77,7 @@ class _Server:
             state=_scan_state(settings),
             can_save=self._captures is not None,
         )
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections: dict[asyncio.Task[None], Connection] = {}
         self._served: set[asyncio.Task[None]] = set()
         self._numbers = count(1)
         self._stopped = asyncio.Event()
@@ -137,6 +138,8 @@ class _Server:
         """Start-up that fails for good (no such device) ends the server; a worker that died is replaced when needed."""
         try:
             log.info("ready: reconstructing on %s", await self._workers.warmed_up())
+            if self._workers.remark:
+                log.error("%s; no scan can be reconstructed before that is put right", self._workers.remark)
         except WorkerLost as error:
             log.error("a worker process was lost while it started: %s", error)
         except InreconError:
@@ -165,14 +168,22 @@ class _Server:
             capture=None if full or self._captures is None else self._captures.new(name),
         )
         task = asyncio.current_task()
-        if task is not None:
-            for tasks in (self._connections,) if full else (self._connections, self._served):
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
-        await connection.run()
+        if task is None:
+            raise RuntimeError("a connection outside of a task")
+        self._connections[task] = connection
+        if not full:
+            self._served.add(task)
+        try:
+            await connection.run()
+        finally:
+            del self._connections[task]
+            self._served.discard(task)
 
     async def _end_connections(self) -> None:
         """Let scans that are nearly done finish, then end the rest."""
+        for task, connection in self._connections.items():
+            if connection.has_nothing:
+                task.cancel()
         if self._served:
             log.info("stopping: %d connections have %g s to end", len(self._served), self._settings.shutdown_grace_s)
             with suppress(TimeoutError):
@@ -183,9 +194,9 @@ class _Server:
         self._workers.retire()
         while self._connections:
             # More than once: one may have been accepted while the others were waited for.
-            for connection in self._connections:
-                connection.cancel()
-            await asyncio.wait(self._connections)
+            for task in self._connections:
+                task.cancel()
+            await asyncio.wait(set(self._connections))
 
 
 def _inline_tuning(settings: ServerSettings) -> InlineTuning | None:

@@ -153,7 +153,11 @@ def resolve(options: Mapping[str, Any], environment: Mapping[str, str]) -> Resol
 
 
 def _read(file: Path) -> dict[str, Any]:
-    content = _plain(file.read_text(encoding="utf-8"), str(file))
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidSettings(f"{file} is not text in UTF-8") from error
+    content = _plain(text, str(file))
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):

@@ -20,6 +20,9 @@ _SILENCE_S = 10.0
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
+    def handle_error(self, *_: object) -> None:
+        """Nothing for those who hang up or say nothing, either."""
+
     def server_bind(self) -> None:
         """As a plain TCP server does: HTTP's would ask the name servers who it is."""
         TCPServer.server_bind(self)

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 from inrecon.errors import DeviceBroken, InreconError, UnknownName
 from inrecon.events import Event, FitProgressed, listening
@@ -44,10 +45,12 @@ class Beat:
 
 @dataclass(frozen=True, kw_only=True)
 class Warm:
-    """A process is ready on `device`, or its device cannot be used, which is its `problem`."""
+    """A process is ready on `device`, or its device cannot be used, which is its `problem`; `remark` is what is wrong
+    with the hyperparameter files as they are now."""
 
     device: str = ""
     problem: str = ""
+    remark: str = ""
 
 
 class WorkerLost(Exception):
@@ -68,11 +71,18 @@ def _end_with(parent: BaseProcess) -> None:
     os._exit(1)
 
 
-def _work(connection: Connection, number: int, device: str, log_level: int, log_format: LogFormat) -> None:
+def _work(
+    connection: Connection,
+    number: int,
+    device: str,
+    hyperparameters: Path | None,
+    log_level: int,
+    log_format: LogFormat,
+) -> None:
     """What a worker process does: gets ready, then one job after the other."""
     log_to_stderr(log_level, log_format)
     follow_parent()
-    connection.send(_warm_up(number, device))
+    connection.send(_warm_up(number, device, hyperparameters))
     pulse = _Pulse(connection)
     while True:
         try:
@@ -89,10 +99,11 @@ def _work(connection: Connection, number: int, device: str, log_level: int, log_
         connection.send(result)
 
 
-def _warm_up(number: int, device: str) -> Warm:
+def _warm_up(number: int, device: str, hyperparameters: Path | None) -> Warm:
     import torch  # in worker processes only
 
     from inrecon import stream
+    from inrecon.hyperparams import HyperparameterFiles
 
     try:
         chosen = stream.choose_device(device)
@@ -103,6 +114,10 @@ def _warm_up(number: int, device: str) -> Warm:
         return Warm(problem=str(error))
     except RuntimeError as error:
         return Warm(problem=f"the device {device!r} cannot be used: {(str(error).splitlines() or [''])[0][:300]}")
+    try:
+        HyperparameterFiles.load(hyperparameters)
+    except InreconError as error:
+        return Warm(device=chosen, remark=str(error).splitlines()[0])
     return Warm(device=chosen)
 
 
@@ -133,7 +148,7 @@ class _Process:
     """One worker process; `ready` is what it said of its device, once it has, and `usable` that it can take jobs."""
 
     def __init__(
-        self, number: int, device: str, log_format: LogFormat, on_idle_loss: Callable[[_Process], None]
+        self, number: int, *, settings: tuple[str, Path | None, LogFormat], on_idle_loss: Callable[[_Process], None]
     ) -> None:
         self.number = number
         self._on_idle_loss = on_idle_loss
@@ -141,7 +156,10 @@ class _Process:
         context = multiprocessing.get_context("spawn")
         self._connection, far_end = context.Pipe()
         level = logging.getLogger().getEffectiveLevel()
-        self._process = context.Process(target=_work, args=(far_end, number, device, level, log_format), daemon=True)
+        device, hyperparameters, log_format = settings
+        self._process = context.Process(
+            target=_work, args=(far_end, number, device, hyperparameters, level, log_format), daemon=True
+        )
         self._process.start()
         far_end.close()  # so that the end of the process is the end of the pipe
         self.ready: asyncio.Future[Warm] = self._loop.create_future()
@@ -234,7 +252,8 @@ class Workers:
     """`count` worker processes: started and warmed up ahead, replaced when they die or hang.
 
     A process has one job at a time: what ends it takes no other job along. `hang_s` is how long nothing may be heard of
-    one at work. `on_lost` is called whenever one is lost.
+    one at work. `on_lost` is called whenever one is lost. `remark`, once all are ready: what is wrong with the files in
+    `hyperparameters`.
     """
 
     def __init__(
@@ -243,13 +262,16 @@ class Workers:
         device: str,
         count: int = 1,
         hang_s: float = HANG_S,
+        hyperparameters: Path | None = None,
         log_format: LogFormat = "text",
         on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         self.device = device
         self._count = count
         self._hang_s = hang_s
+        self._hyperparameters = hyperparameters
         self._log_format = log_format
+        self.remark = ""
         self._on_lost = on_lost
         self._processes: list[_Process] = []
         self._free: list[_Process] = []
@@ -283,6 +305,7 @@ class Workers:
         warm = [await process.started() for process in self._processes]
         if problems := [one.problem for one in warm if one.problem]:
             raise UnknownName(problems[0])
+        self.remark = warm[0].remark
         return warm[0].device
 
     async def run(self, job: Job, *, priority: Priority = "inline", on_beat: OnBeat = lambda _: None) -> JobResult:
@@ -359,7 +382,8 @@ class Workers:
         self._free.append(process)
 
     def _new(self, number: int) -> _Process:
-        return _Process(number, self.device, self._log_format, self._idle_loss)
+        settings = (self.device, self._hyperparameters, self._log_format)
+        return _Process(number, settings=settings, on_idle_loss=self._idle_loss)
 
     def _replaced(self, process: _Process) -> _Process:
         """A new process in the place of `process`, which is ended.

@@ -221,6 +221,25 @@ def test_a_client_that_falls_silent_is_let_go() -> None:
     run(scenario())
 
 
+def test_a_client_that_never_comes_to_its_header_is_let_go() -> None:
+    async def scenario() -> None:
+        patience = Patience(greeting_s=0.3, idle_s=60, linger_s=0.1)
+        async with connected(FakeWorker(nothing), patience=patience) as (reader, writer):
+            trickling = asyncio.create_task(trickle(writer))
+            async with asyncio.timeout(20):
+                told = await reader.read()
+            trickling.cancel()
+        assert b"no configuration and header came within 0.3 s" in told
+        assert told.endswith(serialise(Close()))
+
+    async def trickle(writer: asyncio.StreamWriter) -> None:
+        for byte in serialise(ConfigFile("cg_sense")):
+            writer.write(bytes([byte]))
+            await asyncio.sleep(0.02)
+
+    asyncio.run(scenario())
+
+
 def test_after_an_error_a_client_is_heard_out_only_for_so_long(movie: SimulatedScan) -> None:
     async def scenario() -> None:
         patience = Patience(discard_bytes=1000, linger_s=0.1)

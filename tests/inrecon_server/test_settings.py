@@ -81,6 +81,12 @@ def test_a_file_that_is_none_is_told(tmp_path: Path, text: str, told: str) -> No
         resolve({"settings": tmp_path / "inrecon.yaml"}, {})
 
 
+def test_a_file_that_is_not_text_is_told(tmp_path: Path) -> None:
+    (tmp_path / "inrecon.yaml").write_bytes(b"# Ger\xe4t")
+    with pytest.raises(InvalidSettings, match=r"inrecon\.yaml is not text in UTF-8"):
+        resolve({"settings": tmp_path / "inrecon.yaml"}, {})
+
+
 def test_the_environment_is_plain_text() -> None:
     environment = {"INRECON_HOST": "::", "INRECON_DEFAULT_CONFIG": "null", "INRECON_ALLOW": "10.0.0.0/8, ::1"}
     settings = resolve({}, environment).settings
