@@ -45,6 +45,8 @@ Report = dict[str, Any]
 
 HELD_OUT = 0.05
 """The part of the samples that judges a fit."""
+FIT_SHARE = 0.93
+"""Of the time that is left when a fit begins, what is the fit's; the rest is for judging it and for the image."""
 COMPARED = "cg_sense"
 COMPARED_SPACE = 10_000
 """From an encoding space to the one under which images for comparison have their series."""
@@ -149,7 +151,10 @@ def _solve(
     with clock("fit"):
         if no_fit is None and time_left() <= 0:
             no_fit = "no time was left for the fit"
-        fits = method.fit_slices(frames) if no_fit is None else [NoFit(no_fit)] * len(frames)
+        fits: list[Reconstruction | InreconError] = [NoFit(no_fit or "")] * len(frames)
+        if no_fit is None:
+            with time_limit(FIT_SHARE * time_left()):
+                fits = method.fit_slices(frames)
         tried = zip(frames, fits, fallbacks, strict=True)
         chosen = [_guarded(frame, fit, fallbacks=reasons) for frame, fit, reasons in tried]
         synchronise(measurement.kspace.device)

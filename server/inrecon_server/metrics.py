@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, make_wsgi_app
 from prometheus_client.process_collector import ProcessCollector
 
 from inrecon import __version__
@@ -63,6 +63,11 @@ class Metrics:
         self.queued = Gauge("frames_queued", "Frames that wait for a worker process.", **made)
         self.at_work = Gauge("frames_at_work", "Frames that a worker process is at.", **made)
         self.workers_lost = Counter("workers_lost", "Worker processes that died or hung.", **made)
+
+    def page(self) -> Callable[..., Iterable[bytes]]:
+        """All figures in Prometheus' form, as a WSGI application."""
+        told: Callable[..., Iterable[bytes]] = make_wsgi_app(self.registry)
+        return told
 
     def frame(self, reports: Iterable[Mapping[str, Any]], *, fallbacks: Iterable[str]) -> None:
         """What the reports of one frame's images tell, and the rooms that took another way."""

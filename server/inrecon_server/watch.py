@@ -9,8 +9,6 @@ from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from prometheus_client import make_wsgi_app
-
 from inrecon.errors import InreconError
 from inrecon_server.metrics import Metrics
 
@@ -43,7 +41,7 @@ def watched(metrics: Metrics, *, ready: Callable[[], bool], host: str, port: int
 
     Raises `InreconError` if the port is taken.
     """
-    figures = make_wsgi_app(metrics.registry)
+    figures = metrics.page()
 
     def answer(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         match environ.get("PATH_INFO"):

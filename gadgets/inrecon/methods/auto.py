@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from inrecon.deadline import shared, time_left, time_limit
-from inrecon.errors import InreconError
+from inrecon.errors import InreconError, NoFit
 from inrecon.events import FallBack, observe
 from inrecon.frame import Frame, Reconstruction
 from inrecon.methods.bilevel_inr import BilevelINR
@@ -44,7 +44,9 @@ class Auto(BilevelINR):
         started = time.perf_counter()
         with time_limit(CLASSICAL_SHARE * time_left()):
             others = [_classical(frame) for frame in shared(frames)]
-        networks = super().fit_slices(frames)
+        networks: list[Reconstruction | InreconError] = [NoFit("no time was left for the network")] * len(frames)
+        if time_left() > 0:
+            networks = super().fit_slices(frames)
         both = zip(frames, networks, others, strict=True)
         return [self._combined(frame, {"bilevel_inr": network, **other}, started) for frame, network, other in both]
 
