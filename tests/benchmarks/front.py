@@ -122,6 +122,7 @@ def latency(scans: int, address: tuple[str, int]) -> None:
     for number in range(scans + 3):
         with socket.create_connection(address) as connection:
             connection.sendall(begin + most)
+            time.sleep(0.05)  # a scanner's readouts come some ms apart: those before the last have been taken
             connection.sendall(last)
             started = time.perf_counter()
             image, first_byte = image_from(connection)
