@@ -428,7 +428,7 @@ def test_of_many_frames_that_fail_the_first_are_named(movie: SimulatedScan, monk
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("out of memory\nsome advice")
 
-    monkeypatch.setattr(gadget, "reconstruct", fail)
+    monkeypatch.setattr("inrecon.stream.reconstruct", fail)  # whatever is attempted
     later = [ismrmrd.Acquisition(r.getHead(), r.data) for r in movie.acquisitions]
     for readout in later:
         readout.idx.repetition += 2
