@@ -11,13 +11,23 @@ import torch
 
 from inrecon import stream
 from inrecon.condition import MOST_COILS
-from inrecon.errors import DeviceBroken, InreconError, ReconstructionFailed
+from inrecon.errors import (
+    CalibrationFailed,
+    DeviceBroken,
+    FitDiverged,
+    InreconError,
+    InvalidFrame,
+    ReconstructionFailed,
+    first_line,
+)
 from inrecon.frame import RawFrame, Request, SeriesBySpace
 from inrecon.hyperparams import HyperparameterFiles
 from inrecon.stream import Result
 
 log = logging.getLogger(__name__)
 
+FRAME_ERRORS = (InvalidFrame, CalibrationFailed, FitDiverged, ReconstructionFailed)
+"""What `reconstruct` raises that costs a frame, and says nothing of others."""
 FEW_COILS = 6
 """To how many coils a frame is compressed that did not fit into memory."""
 
@@ -45,9 +55,12 @@ def reconstruct(
 
     What does not fit into memory is tried with fewer coils, then on the CPU. Where that does not help, or the fit fails
     in a way that nobody thought of, CG-SENSE's image is made instead, and marked; at once if `no_fit` says why. `due`
-    is the time of the monotonic clock at which the image is wanted. Raises what `stream.reconstruct` does;
-    `ReconstructionFailed` if nothing helps; `DeviceBroken` if the device is of no use to this process any more.
+    is the time of the monotonic clock at which the image is wanted; without it, the request's deadline counts from now.
+    Raises what `stream.reconstruct` does; `ReconstructionFailed` if nothing helps; `DeviceBroken` if the device is of
+    no use to this process any more.
     """
+    if due is None and request.deadline_s is not None:
+        due = time.monotonic() + request.deadline_s
     chosen = stream.choose_device(device)
     ways = ways_for(chosen, fits=no_fit is None)
     way, reasons = next(ways), list[str]()
@@ -109,5 +122,5 @@ def _out_of_memory(error: BaseException) -> bool:
 def _in_words(error: BaseException) -> str:
     """An error that is none of inrecon's own: torch's and the system's say what is wrong, others are bugs."""
     if isinstance(error, RuntimeError | MemoryError | OSError):
-        return (str(error).splitlines() or [""])[0][:300] or type(error).__name__
+        return first_line(error)[:300]
     return f"internal error ({type(error).__name__}); the log says more"

@@ -47,3 +47,8 @@ class UnknownName(InreconError):
 
 class ConfigError(InreconError):
     """A configuration of that name does not exist, or its text says something that cannot be done."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its kind where it has none: others' errors go on for pages."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__

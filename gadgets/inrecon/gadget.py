@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -29,8 +28,8 @@ from inrecon.acquire import (
     buffer_readouts,
     parse_header,
 )
-from inrecon.attempts import reconstruct
-from inrecon.errors import CalibrationFailed, FitDiverged, InreconError, InvalidFrame, ReconstructionFailed
+from inrecon.attempts import FRAME_ERRORS, reconstruct
+from inrecon.errors import InreconError, InvalidFrame
 from inrecon.events import Event, FallBack, Warned, listening
 from inrecon.frame import Key, RawFrame, Request, SeriesBySpace
 from inrecon.hyperparams import HyperparameterFiles
@@ -229,7 +228,6 @@ class _Scan:
             self._reconstruct(frames)
 
     def _reconstruct(self, frames: Iterable[RawFrame]) -> None:
-        seconds = self._request.deadline_s
         for raw in frames:
             try:
                 result = reconstruct(
@@ -238,9 +236,8 @@ class _Scan:
                     hyperparameters=self._hyperparameters,
                     device=self._device,
                     series=self._series,
-                    due=None if seconds is None else time.monotonic() + seconds,
                 )
-            except (InvalidFrame, CalibrationFailed, FitDiverged, ReconstructionFailed) as error:
+            except FRAME_ERRORS as error:
                 self._failures.append(f"{_place(raw.key)}: {error}")
                 log.error(self._failures[-1])
                 continue

@@ -12,12 +12,10 @@ from typing import Any
 
 from inrecon.errors import ConfigError, InreconError
 from inrecon.frame import Request
-from inrecon_server.config import Wishes, recorded, requested
+from inrecon_server.config import DEFAULT, Wishes, recorded, requested
 from inrecon_server.files import RawFile, UnwritableFile, open_raw, replacing, write_images, write_pngs
 from inrecon_server.notices import Notice
 from inrecon_server.tasks import Ended, Tasks
-
-_DEFAULT_CONFIG = "inr"
 
 
 class NoImage(InreconError):
@@ -89,7 +87,7 @@ def request_for(raw: RawFile, config: str | None, wishes: Wishes) -> tuple[Reque
     `wishes` go over it. Gives also what a user should know of the choice; raises `ConfigError`.
     """
     if config is not None or raw.config is None:
-        return requested(config or _DEFAULT_CONFIG, wishes), ()
+        return requested(config or DEFAULT, wishes), ()
     try:
         configuration = wishes.over(recorded(raw.config, raw.parameters))
     except ConfigError as error:

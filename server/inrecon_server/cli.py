@@ -80,10 +80,8 @@ def _serve(options: argparse.Namespace) -> int:
     settings = resolved.settings
     if settings.candidates is not None:
         _check_candidates(settings.candidates, used=settings.hyperparameters)
-    if settings.state_folder is not None:
-        TemporaryFile(dir=settings.state_folder).close()  # told now rather than when a scan's noise is lost
-    if settings.savedata_folder is not None:
-        TemporaryFile(dir=settings.savedata_folder).close()  # told now rather than after a scan
+    for folder in filter(None, (settings.candidates, settings.state_folder, settings.savedata_folder)):
+        TemporaryFile(dir=folder).close()  # what cannot be written is told now rather than when something is lost
     with _stderr_to(settings.log_file):
         log_to_stderr("DEBUG" if settings.verbose else "INFO", settings.log_format)
 
@@ -105,7 +103,6 @@ def _check_candidates(folder: Path, *, used: Path | None) -> None:
 
     if folder.resolve().is_relative_to((used or shipped_folder()).resolve()):
         raise InreconError(f"candidates in {folder} would be used unseen: it is inside of {used or shipped_folder()}")
-    TemporaryFile(dir=folder).close()  # told now rather than after a search
 
 
 @contextmanager
@@ -114,9 +111,9 @@ def _stderr_to(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    with path.open("a", encoding="utf-8") as log:
+    with path.open("a", encoding="utf-8") as file:
         saved = os.dup(2)
-        os.dup2(log.fileno(), 2)
+        os.dup2(file.fileno(), 2)
         try:
             yield
         finally:

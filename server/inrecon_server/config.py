@@ -17,6 +17,8 @@ from inrecon.frame import Dtype, Preset, Request
 from inrecon.properties import PARAMETERS, changed, parse_xml, properties_of
 from inrecon.registry import did_you_mean
 
+DEFAULT = "inr"
+"""The configuration of what names none."""
 NULL = "null"
 """The method that reads everything and answers nothing but CLOSE."""
 SAVE_ONLY = "savedataonly"

@@ -19,6 +19,7 @@ from inrecon.acquire import ENDS
 from inrecon.errors import InreconError
 from inrecon.frame import RawFrame
 from inrecon_server.capture import Capture, ended_early, kept_as
+from inrecon_server.child import Beat
 from inrecon_server.job import Job, JobResult
 from inrecon_server.metrics import Metrics, Outcome
 from inrecon_server.notices import Notice
@@ -40,7 +41,7 @@ from inrecon_server.protocol import (
     serialise,
 )
 from inrecon_server.session import Session, Step
-from inrecon_server.worker import Beat, Workers
+from inrecon_server.worker import Workers
 
 log = logging.getLogger(__name__)
 
@@ -59,8 +60,8 @@ class Patience:
     """What a connection may cost.
 
     `idle_s`: how long a peer may neither send nor take anything. `greeting_s`: how long it may take to send
-    configuration and header. `scan_s` and `scan_bytes`: how long it may send, and
-    how much. `send_buffer_bytes`: how much may wait for the client before its next frame is reconstructed.
+    configuration and header. `scan_s` and `scan_bytes`: how long it may send, and how much. `send_buffer_bytes`: how
+    much may wait for the client before its next frame is reconstructed.
     `waiting_frames`: how many may wait for the worker before the socket is read on. After an error the client is heard
     out for at most `discard_s` and `discard_bytes`, and where its messages cannot be told apart any more, until it is
     silent for `silence_s`. `linger_s`: how long to wait for it to hang up. `progress_s`: after how long a client that
@@ -114,7 +115,6 @@ class Connection:
         self._patience = patience
         self._refusal = refusal
         self._capture = capture
-        self._has_header = False
         self._frames: asyncio.Queue[tuple[RawFrame, float] | None] = asyncio.Queue(patience.waiting_frames)
         self._outgoing: asyncio.Queue[tuple[bytes, Callable[[], None]] | None] = asyncio.Queue(1)
         self._started = time.monotonic()
@@ -222,8 +222,7 @@ class Connection:
 
     async def _keep(self, message: Message, capture: Capture) -> None:
         """Begin the capture once it is known that this session is to be kept, or forget it; tell if it has failed."""
-        self._has_header = self._has_header or isinstance(message, Header)
-        if self._has_header and (capture.always or self._session.saves_only):
+        if self._greeted and (capture.always or self._session.saves_only):
             capture.begin()
         elif isinstance(message, Acquisition | Waveform | Image):
             capture.end()

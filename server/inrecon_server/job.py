@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inrecon.errors import DeviceBroken, InreconError, InvalidProtocolFile, NoHyperparameters
+from inrecon.errors import DeviceBroken, InreconError, InvalidProtocolFile, NoHyperparameters, first_line
 from inrecon.events import Event, FallBack, Warned, listening, observe
 from inrecon.frame import RawFrame, Request, SeriesBySpace
 from inrecon_server.notices import News, Notice, notice_of
@@ -72,8 +72,7 @@ class JobResult:
     """What became of a job: `images` as messages for the wire, a report for each, and the `progress` to go on with.
 
     A job that failed has no images and a notice of level ERROR. `fallbacks` are the rooms that took another way, each
-    once. `last_good` are the files of the job's folder, if all
-    of them could be used.
+    once. `last_good` are the files of the job's folder, if all of them could be used.
     """
 
     progress: Progress
@@ -136,22 +135,17 @@ def run_job(job: Job) -> JobResult:
 def _hyperparameters(job: Job) -> tuple[HyperparameterFiles, Progress, bytes | None]:
     """The files as they were at the scan's first job, whatever has become of them since, and what was tuned then; and
     the files by themselves, if they were read just now and can be used."""
-    # The check of the methods' fields imports torch.
-    from inrecon.hyperparams.snapshot import shipped_folder, state_of
-
     known, space = job.progress, job.raw.key.encoding_space
     last_good: bytes | None = None
     if known.hyperparameters is not None:
         files = pickle.loads(known.hyperparameters)  # noqa: S301  pickled here, in our own process
     else:
         try:
-            folder = job.hyperparameters or shipped_folder()
-            files, last_good = _loaded(folder, state_of(folder))
+            files, last_good = read_files(job.hyperparameters)
         except (InvalidProtocolFile, NoHyperparameters) as error:
             if job.last_good is None:
                 raise
-            reason = str(error).splitlines()[0]
-            observe(Warned(text=f"the hyperparameter files cannot be used, those from before are: {reason}"))
+            observe(Warned(text=f"the hyperparameter files cannot be used, those from before are: {first_line(error)}"))
             files = pickle.loads(job.last_good)  # noqa: S301  pickled here, in our own process
     tuned = known.tuned
     # A search takes its time whatever the deadline is; and where the fit is what failed, it would fail again.
@@ -171,6 +165,17 @@ def _hyperparameters(job: Job) -> tuple[HyperparameterFiles, Progress, bytes | N
     elif known.hyperparameters is not None:
         return files, known, last_good
     return files, replace(known, hyperparameters=pickle.dumps(files), tuned=tuned), last_good
+
+
+def read_files(folder: Path | None) -> tuple[HyperparameterFiles, bytes]:
+    """The files of `folder` (None: the shipped ones), and the same pickled; read again where one of them has changed.
+
+    Raises what `HyperparameterFiles.load` does.
+    """
+    from inrecon.hyperparams.snapshot import shipped_folder, state_of  # its check of the methods' fields imports torch
+
+    chosen = folder or shipped_folder()
+    return _loaded(chosen, state_of(chosen))
 
 
 @lru_cache(maxsize=4)

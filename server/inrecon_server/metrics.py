@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
+from itertools import islice
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, make_wsgi_app
@@ -70,10 +71,9 @@ class Metrics:
         return told
 
     def frame(self, reports: Iterable[Mapping[str, Any]], *, fallbacks: Iterable[str]) -> None:
-        """What the reports of one frame's images tell, and the rooms that took another way."""
-        for report in reports:
-            if report["iterations"] is None:  # an image for comparison
-                continue
+        """What the first of the reports of one frame's images tells, that of the fit, and the rooms that took another
+        way."""
+        for report in islice(reports, 1):
             for stage, seconds in report["seconds"].items():
                 self.stages.labels(stage).observe(seconds)
             self.iterations.labels(report["method"]).observe(report["iterations"])

@@ -24,6 +24,7 @@ import numpy as np
 from ismrmrd.hdf5 import acquisition_dtype, acquisition_header_dtype, waveform_dtype, waveform_header_dtype
 from numpy.typing import NDArray
 
+from inrecon.errors import first_line
 from inrecon_server.keeping import MARK, Keeping, Place, protocol_name, tidy
 from inrecon_server.logs import log_to_stderr
 from inrecon_server.protocol import (
@@ -237,7 +238,7 @@ def _words(error: BaseException) -> str:
     """What is wrong, in a line without the name of a file."""
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno)
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    return first_line(error)[:200]
 
 
 def _pieces() -> Iterator[bytes]:

@@ -17,8 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from inrecon import stream
 from inrecon.acquire import Accumulator, parse_header
-from inrecon.attempts import reconstruct
-from inrecon.errors import CalibrationFailed, FitDiverged, InvalidFrame, ReconstructionFailed
+from inrecon.attempts import FRAME_ERRORS, reconstruct
+from inrecon.errors import InvalidFrame
 from inrecon.events import Event, FitFinished, FitProgressed, listening
 from inrecon.frame import RawFrame, Request, SeriesBySpace
 from inrecon.hyperparams import HyperparameterFiles
@@ -163,16 +163,14 @@ class _Run:
         for raw in frames:
             try:
                 self._reconstruct(raw)
-            except (InvalidFrame, CalibrationFailed, FitDiverged, ReconstructionFailed) as error:
+            except FRAME_ERRORS as error:
                 self.outcome.failed += 1
                 place = f"slice {raw.key.slice}, repetition {raw.key.repetition}"
                 self.screen.tell(Notice(level="ERROR", text=f"{place}: {error}"))
 
     def _reconstruct(self, raw: RawFrame) -> None:
-        seconds = self.request.deadline_s
-        due = None if seconds is None else time.monotonic() + seconds
         result = reconstruct(
-            raw, request=self.request, hyperparameters=self.files, device=self.device, series=self.series, due=due
+            raw, request=self.request, hyperparameters=self.files, device=self.device, series=self.series
         )
         self.series = result.series
         self.outcome.images.extend(result.images)

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ from inrecon_server.job import InlineTuning
 from inrecon_server.keeping import Keeping
 from inrecon_server.metrics import Metrics
 from inrecon_server.scan_state import ScanState
-from inrecon_server.session import Session, Terms
+from inrecon_server.session import Session, Terms, machine_memory
 from inrecon_server.settings import ServerSettings
 from inrecon_server.sfndam import MOST_BYTES
 from inrecon_server.storage_server import StorageServer
@@ -73,7 +72,7 @@ class _Server:
             default_config=settings.default_config,
             inline_tuning=_inline_tuning(settings),
             deadline_s=settings.deadline_s,
-            memory=Memory(_half_of_memory() if settings.memory_gib is None else round(settings.memory_gib * 2**30)),
+            memory=Memory(machine_memory() // 2 if settings.memory_gib is None else round(settings.memory_gib * 2**30)),
             state=_scan_state(settings),
             can_save=self._captures is not None,
         )
@@ -203,11 +202,6 @@ def _inline_tuning(settings: ServerSettings) -> InlineTuning | None:
     if settings.tune_seconds is None or settings.candidates is None:
         return None
     return InlineTuning(seconds=settings.tune_seconds, folder=settings.candidates.resolve())
-
-
-def _half_of_memory() -> int:
-    """Half of the machine's memory in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _scan_state(settings: ServerSettings) -> ScanState:

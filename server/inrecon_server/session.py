@@ -316,6 +316,11 @@ class Session:
         yield Notice(level="INFO", text=f"inrecon {__version__}, configuration {self._configuration.name}: {asked}")
 
 
+def machine_memory() -> int:
+    """The machine's memory in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def _answer(query: str) -> str:
     """What a client wants to know that may ask any server for its version."""
     match query:
@@ -326,7 +331,7 @@ def _answer(query: str) -> str:
         case "gadgetron::info":
             return f"inrecon {__version__}\nconfigurations: {', '.join(names())}\n"
         case "gadgetron::info::memory":
-            return str(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+            return str(machine_memory())
         case "gadgetron::info::python":
             return "1"
         case "gadgetron::info::matlab":

@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic.networks import IPvAnyNetwork
 
-from inrecon.errors import InreconError
+from inrecon.errors import InreconError, first_line
 from inrecon.registry import did_you_mean
 from inrecon_server.logs import LogFormat
 
@@ -169,7 +169,7 @@ def _plain(text: str, where: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise InvalidSettings(f"{where} is not valid YAML: {str(error).splitlines()[0]}") from error
+        raise InvalidSettings(f"{where} is not valid YAML: {first_line(error)}") from error
 
 
 def _in_words(problem: Mapping[str, Any], sources: Mapping[str, str]) -> str:

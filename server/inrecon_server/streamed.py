@@ -17,7 +17,7 @@ from inrecon.errors import InreconError, InvalidFrame
 from inrecon.frame import RawFrame
 from inrecon.hyperparams import HyperparameterFiles
 from inrecon.methods import build
-from inrecon_server.config import Wishes
+from inrecon_server.config import DEFAULT, Wishes
 from inrecon_server.files import UnwritableFile
 from inrecon_server.job import run_job
 from inrecon_server.notices import Notice
@@ -36,7 +36,6 @@ from inrecon_server.protocol import (
 from inrecon_server.session import Session, Terms
 
 _READ_BYTES = 1 << 18
-_DEFAULT_CONFIG = "inr"
 _ID_BYTES = 2
 _NOT_CONFIGURATIONS = set(MessageId) - {MessageId.CONFIG_FILE, MessageId.CONFIG_TEXT}
 
@@ -85,7 +84,7 @@ def reconstruct_stream(
     )
     ended_by = None
     try:
-        for message in _messages(source, config or _DEFAULT_CONFIG):
+        for message in _messages(source, config or DEFAULT):
             run.take(message)
     except InreconError as error:
         if not (run.begun or isinstance(error, InvalidFrame)):
@@ -124,8 +123,6 @@ class _Run:
         self._tell = tell
         self._header: Header | None = None
         self._header_written = False
-        self._images = 0
-        self._failed = 0
 
     def take(self, message: Message) -> None:
         """Do what `message` asks for; raises `InreconError` if the stream cannot go on."""
@@ -152,9 +149,9 @@ class _Run:
 
     def problem(self) -> str | None:
         """Why images are missing, if they are."""
-        if self._failed:
-            return f"{self._failed} frames failed"
-        return None if self._images or not self._session.makes_images else "no image"
+        if self._session.failed:
+            return f"{self._session.failed} frames failed"
+        return None if self._session.images or not self._session.makes_images else "no image"
 
     def _begin(self) -> None:
         if not self.begun and self._session.makes_images and self._session.request.method is not None:
@@ -168,8 +165,6 @@ class _Run:
         for image in result.images:
             self._write_header()
             self._write(image)
-        self._images += len(result.images)
-        self._failed += not result.images
 
     def _write_header(self) -> None:
         """The header as it came, before anything else."""

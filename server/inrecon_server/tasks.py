@@ -17,9 +17,9 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from inrecon.errors import InreconError
+from inrecon.errors import InreconError, first_line
+from inrecon_server.child import follow_parent
 from inrecon_server.files import words
-from inrecon_server.worker import follow_parent
 
 KNOCK_S = 5.0
 
@@ -163,8 +163,7 @@ class RayTasks(Tasks):
             _knock(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, RuntimeError, ValueError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ClusterUnavailable(f"there is no Ray cluster at {address}: {reason}") from error
+            raise ClusterUnavailable(f"there is no Ray cluster at {address}: {first_line(error)}") from error
         self._ray = ray
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self.size = size or max(1, int(resources.get("GPU" if gpu else "CPU", 1)))

@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from inrecon import stream
 from inrecon.acquire import raw_frames
-from inrecon.errors import InreconError
+from inrecon.errors import InreconError, first_line
 from inrecon.frame import RawFrame
 from inrecon.tuning import Plan, Scans, compete, judged_scans, make_sampler
 from inrecon.tuning.study import again, begun_trials, retry
@@ -198,8 +198,7 @@ def _study(search: Search, *, seed: int, begun: bool = False) -> Study:
     except KeyError as error:
         raise SearchFailed(f"the storage {search.storage} is another one seen from {socket.gethostname()}") from error
     except (StorageInternalError, SQLAlchemyError, ImportError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise SearchFailed(f"the storage {search.storage} cannot be used: {reason}") from error
+        raise SearchFailed(f"the storage {search.storage} cannot be used: {first_line(error)}") from error
 
 
 def _frames(file: Path, group: str) -> list[RawFrame]:

@@ -16,10 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests find what is beside them
+
+from hearing import read_all
 
 from inrecon.simulate import SimulatedScan, simulate_scan
 from inrecon_server.client import ClientResult, send
-from inrecon_server.protocol import Close, Message, Parser, serialise
+from inrecon_server.protocol import Message, serialise
 
 _ENTRY = """
 import json
@@ -102,15 +107,6 @@ class RunningServer:
         return send(scan.header, scan.acquisitions, port=self.port, config=config, parameters=parameters, timeout_s=30)
 
 
-def read_all(connection: socket.socket) -> list[Message]:
-    parser = Parser(role="client")
-    messages: list[Message] = []
-    while messages[-1:] != [Close()] and (data := connection.recv(1 << 16)):
-        messages.extend(parser.feed(data))
-    parser.end()
-    return messages
-
-
 def _children(pid: int) -> list[int]:
     threads = Path(f"/proc/{pid}/task").iterdir()
     return [int(child) for thread in threads for child in (thread / "children").read_text().split()]
@@ -171,6 +167,24 @@ def small_server() -> Iterator[RunningServer]:
     """A server that serves one client at a time."""
     with _running(max_connections=1) as running:
         yield running
+
+
+@pytest.fixture
+def next_scan_is_served(server: RunningServer, scan: SimulatedScan) -> Iterator[None]:
+    """After the test, and as if nothing had been."""
+    yield
+    result = server.send(scan, config="zero_filled")
+    assert result.closed
+    assert len(result.images) == 1
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """As the server has it: sums over threads depend on their number."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 import ismrmrd
 import numpy as np
 import pytest
-import torch
 
 from inrecon.simulate import SimulatedScan, simulate_scan
 from inrecon_server.cli import main
@@ -52,15 +51,6 @@ def keeping(run_server: Start, folder: Path) -> Iterator[RunningServer]:
     """A server that keeps all sessions in `folder`; CLOSE comes when they are whole."""
     with run_server(savedata=True, savedata_folder=folder) as running:
         yield running
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """As the server has it: sums over threads depend on their number."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def captured(folder: Path, before: list[Path]) -> Path:

@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from gadgetron.external import Connection
 from gadgetron.types.recon_data import ReconBit, ReconBuffer, ReconData, SamplingDescription, write_recon_data
+from hearing import read_all
 
 from inrecon import gadget
 from inrecon.acquire import raw_frames
@@ -156,15 +157,6 @@ def without_oversampling(readouts: Readouts) -> Readouts:
 # What Gadgetron gets.
 
 
-def until_close(connection: socket.socket) -> list[Message]:
-    parser = Parser(role="client")
-    messages: list[Message] = []
-    while messages[-1:] != [Close()] and (data := connection.recv(1 << 16)):
-        messages.extend(parser.feed(data))
-    parser.end()
-    return messages
-
-
 @contextmanager
 def module_in_a_thread() -> Iterator[socket.socket]:
     """Gadgetron's end of a connection that is served as `python -m gadgetron` does it, and must be done in time."""
@@ -186,7 +178,7 @@ def module_in_a_thread() -> Iterator[socket.socket]:
 def answers(*parts: bytes) -> list[Message]:
     with module_in_a_thread() as connection:
         connection.sendall(b"".join(parts))
-        return until_close(connection)
+        return read_all(connection)
 
 
 @contextmanager
@@ -248,7 +240,7 @@ def test_the_real_process_gives_what_the_server_gives(
     with module_process() as (connection, log):
         connection.sendall(beginning(scan, properties) + serialise(waveform()) + one_by_one(scan.acquisitions))
         connection.sendall(serialise(Close()))
-        *images, close = until_close(connection)
+        *images, close = read_all(connection)
         assert close == Close()
         assert connection.recv(1) == b""
     of_server = server.answers(
@@ -308,7 +300,7 @@ def test_images_come_while_the_scan_goes_on(movie: SimulatedScan) -> None:
         while len(images) < 2:
             images.extend(parser.feed(connection.recv(1 << 16)))
         connection.sendall(one_by_one(movie.acquisitions[half:]) + serialise(Close()))
-        *more, close = until_close(connection)
+        *more, close = read_all(connection)
     assert close == Close()
     assert_same([*images, *more], images_of(movie, Request(method="cg_sense")))
 
@@ -450,7 +442,7 @@ def test_gadgetron_is_heard_out_after_an_error(scan: SimulatedScan) -> None:
     """A socket closed on what was not read resets the connection, and takes the error with it."""
     with module_in_a_thread() as connection:
         connection.sendall(beginning(scan, {"method": "cg_sens"}) + 40 * one_by_one(scan.acquisitions))
-        error, close = until_close(connection)
+        error, close = read_all(connection)
     assert isinstance(error, Error)
     assert close == Close()
 
@@ -458,7 +450,7 @@ def test_gadgetron_is_heard_out_after_an_error(scan: SimulatedScan) -> None:
 def test_the_real_process_reports_an_error_and_ends(movie: SimulatedScan) -> None:
     with module_process() as (connection, log):
         connection.sendall(beginning(movie, {"method": "cg_sens"}) + one_by_one(movie.acquisitions))
-        error, close = until_close(connection)
+        error, close = read_all(connection)
     assert "did you mean 'cg_sense'" in error.text
     assert close == Close()
     assert error.text in log[0]
@@ -480,7 +472,7 @@ def test_a_stream_that_ends_without_close_ends_the_module(scan: SimulatedScan, c
     with module_in_a_thread() as connection:
         connection.sendall(beginning(scan) + readouts + readouts[:cut])
         connection.shutdown(socket.SHUT_WR)
-        *images, close = until_close(connection)
+        *images, close = read_all(connection)
     assert len(images) == 1
     assert close == Close()
 

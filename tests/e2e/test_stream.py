@@ -15,7 +15,6 @@ from pathlib import Path
 import ismrmrd
 import numpy as np
 import pytest
-import torch
 from ismrmrd.serialization import ConfigFile as NameOfConfig
 from ismrmrd.serialization import ProtocolDeserializer, ProtocolSerializer
 from ismrmrd.xsd import CreateFromDocument, ismrmrdHeader
@@ -40,13 +39,7 @@ COMMAND = [sys.executable, "-m", "inrecon_server.cli", "stream", "--device", "cp
 FEW_ITERATIONS = '<configuration><property name="iterations" value="20"/></configuration>'
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As the processes beside have it: sums over threads depend on their number."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from inrecon.attempts import FEW_COILS, ways_for
 from inrecon.condition import MOST_COILS
 from inrecon.errors import DeviceBroken, InvalidFrame
 from inrecon.events import FallBack, FitFinished, FitProgressed, Warned, observe
-from inrecon.frame import Frame, RawFrame, Reconstruction, Request
+from inrecon.frame import Frame, Reconstruction, Request
 from inrecon.hyperparams import HyperparameterFiles
 from inrecon.methods import CGSense, Method, methods
 from inrecon.simulate import simulate_scan
@@ -23,17 +23,6 @@ from inrecon.testing import write_quick_default
 from inrecon_server.job import InlineTuning, Job, JobResult, Progress, run_job
 from inrecon_server.notices import Notice, notice_of
 from inrecon_server.protocol import Image, Parser
-
-
-@pytest.fixture(scope="module")
-def raw() -> RawFrame:
-    scan = simulate_scan(shape=(32, 32), coils=4, acceleration=2, acs=12)
-    return raw_frames(scan.header, scan.acquisitions)[0]
-
-
-@pytest.fixture
-def job(raw: RawFrame) -> Job:
-    return Job(raw=raw, request=Request(method="zero_filled"), progress=Progress(), hyperparameters=None, device="cpu")
 
 
 def errors(result: JobResult) -> list[str]:
@@ -284,6 +273,11 @@ def test_hyperparameter_files_that_break_leave_those_from_before(job: Job, tmp_p
     assert again.last_good is None
     assert "those from before are" in warnings_of(again)[0]
     assert "default.yaml" in warnings_of(again)[0]
+
+
+def test_a_file_that_leads_nowhere_is_named(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "default.yaml").symlink_to(tmp_path / "gone.yaml")
+    assert "default.yaml" in errors(run_job(replace(job, hyperparameters=tmp_path)))[0]
 
 
 def image_in(result: JobResult) -> Image:

@@ -12,24 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from inrecon.acquire import raw_frames
 from inrecon.errors import UnknownName
-from inrecon.frame import RawFrame, Request
-from inrecon.simulate import simulate_scan
+from inrecon.frame import Request
 from inrecon.testing import write_quick_default
-from inrecon_server.job import Job, JobResult, Progress
-from inrecon_server.worker import Beat, Workers
-
-
-@pytest.fixture(scope="module")
-def raw() -> RawFrame:
-    scan = simulate_scan(shape=(32, 32), coils=4, acceleration=2, acs=12)
-    return raw_frames(scan.header, scan.acquisitions)[0]
-
-
-@pytest.fixture
-def job(raw: RawFrame) -> Job:
-    return Job(raw=raw, request=Request(method="zero_filled"), progress=Progress(), hyperparameters=None, device="cpu")
+from inrecon_server.child import Beat
+from inrecon_server.job import Job, JobResult
+from inrecon_server.worker import Workers
 
 
 def texts(result: JobResult, level: str) -> list[str]:

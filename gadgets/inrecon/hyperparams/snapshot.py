@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,8 +78,9 @@ def state_of(folder: Path) -> State:
     """What changes when a file in or below `folder` does: an equal state means equal files."""
     found = []
     for file in _files(folder):
-        told = file.stat()
-        found.append((str(file), told.st_ino, told.st_size, told.st_mtime_ns))
+        with suppress(OSError):  # a link to nothing: whoever reads it is told so
+            told = file.stat()
+            found.append((str(file), told.st_ino, told.st_size, told.st_mtime_ns))
     return tuple(found)
 
 

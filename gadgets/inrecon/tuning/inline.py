@@ -13,7 +13,7 @@ from pathlib import Path
 import optuna
 
 from inrecon import __version__
-from inrecon.errors import InreconError
+from inrecon.errors import InreconError, first_line
 from inrecon.events import Warned, observe
 from inrecon.frame import RawFrame, Request
 from inrecon.hyperparams import Entry, HyperparameterFiles, match_for, write_entry
@@ -55,7 +55,7 @@ def tuned_for(
         values, tried = _searched(scans, entry, method=method, end=started + seconds)
         written = _kept(raw, scans, entry, values, files=files, tried=tried, folder=folder)
     except (InreconError, OSError, RuntimeError, MemoryError) as error:  # RuntimeError is torch's, for device memory
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         observe(Warned(text=f"no hyperparameter file is about this protocol, and it cannot be tuned here: {reason}"))
         return files
     told = f"{tried} candidates in {time.monotonic() - started:.0f} s, kept as {written.name}"
