@@ -30,6 +30,7 @@ Priority = Literal["realtime", "inline", "replay"]
 PRIORITIES: tuple[Priority, ...] = ("realtime", "inline", "replay")
 """The first goes first; of equals, whoever has waited longest."""
 DTYPES: tuple[Dtype, ...] = ("complex", "float", "uint16")
+FramePolicy = Literal["latest", "all"]
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -341,12 +342,31 @@ class Reconstruction:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Live:
+    """How the frames of an interventional stream follow from its readouts, and one from another.
+
+    With `policy` "latest" frames that wait while a newer one of their slice is complete are skipped, with "all" none
+    is. A frame is the readouts of a repetition or, of streams whose lines interleave, the last `window` readouts of its
+    slice, after every `step` of them (None: all of a window). `prior` is the measurement ID of an earlier scan that
+    the first frame is compared with; without it that is the first fully sampled frame, or the mean of the first
+    `prior_frames`.
+    """
+
+    policy: FramePolicy = "latest"
+    window: int | None = None
+    step: int | None = None
+    prior: str | None = None
+    prior_frames: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """What the sender of a scan may ask for; None leaves the choice to the hyperparameter entry.
 
     `overrides` sets fields of the method by name, checked by the method. An image is wanted `deadline_s` seconds after
     the last of its readouts, None for when it is done; among scans that wait, the `priority` decides. `compare` asks
-    for CG-SENSE's image as well, as a series of its own. `series_name` is what viewers shall call the series.
+    for CG-SENSE's image as well, as a series of its own. `series_name` is what viewers shall call the series. `live`
+    is for interventional streams, whose frames are told by how they differ from a prior image.
     """
 
     method: str | None = None
@@ -356,6 +376,7 @@ class Request:
     priority: Priority = "inline"
     compare: bool = False
     series_name: str | None = None
+    live: Live | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from inrecon.errors import ConfigError
-from inrecon.frame import Dtype, Preset, Priority, Request
+from inrecon.frame import Dtype, FramePolicy, Live, Preset, Priority, Request
 
 _MAX_PROPERTIES = 100
 _MAX_VALUE = 200
@@ -56,10 +56,18 @@ class _Parameters(BaseModel):
     priority: Priority = "inline"
     compare: bool = False
     series_name: str | None = Field(default=None, min_length=1, max_length=64, pattern="^[ -~]*$")
+    live: bool = False
+    frame_policy: FramePolicy = "latest"
+    window: int | None = Field(default=None, ge=1, le=65_536)
+    step: int | None = Field(default=None, ge=1, le=65_536)
+    prior: str | None = Field(default=None, min_length=1)
+    prior_frames: int = Field(default=4, ge=1, le=64)
 
 
 PARAMETERS = frozenset(_Parameters.model_fields)
 """Their names."""
+_LIVE = {"frame_policy": "policy", "window": "window", "step": "step", "prior": "prior", "prior_frames": "prior_frames"}
+"""What only interventional streams know, and its name there."""
 
 
 def changed(request: Request, properties: Mapping[str, str]) -> Request:
@@ -78,6 +86,13 @@ def changed(request: Request, properties: Mapping[str, str]) -> Request:
         raise ConfigError("; ".join(_in_words(problem) for problem in error.errors())) from error
     if "deadline" in told:
         told["deadline_s"] = told.pop("deadline")
+    live = Live() if told.pop("live", request.live is not None) else None
+    of_live = {field: told.pop(name) for name, field in _LIVE.items() if name in told}
+    if of_live and live is None:
+        raise ConfigError(
+            f"{', '.join(of_live)}: only interventional streams have these, as of the configuration inr_imri"
+        )
+    told["live"] = None if live is None else replace(request.live or live, **of_live)
     fields = {name: value for name, value in properties.items() if name not in PARAMETERS}
     return replace(request, **told, overrides={**request.overrides, **fields})
 
