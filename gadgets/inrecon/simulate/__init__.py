@@ -3,17 +3,24 @@
 Everything is drawn from a seed with numpy, so that tests and the demo need no data of anybody's.
 """
 
+from inrecon.simulate.abdomen import abdomen_phantom
+from inrecon.simulate.intervention import Intervention, StreamPattern, repaint, simulate_intervention
 from inrecon.simulate.phantom import brain_phantom, coil_maps
 from inrecon.simulate.sampling import Pattern, sampled_lines
 from inrecon.simulate.scan import SimulatedScan, folded, simulate_scan, write_ismrmrd
 
 __all__ = [
+    "Intervention",
     "Pattern",
     "SimulatedScan",
+    "StreamPattern",
+    "abdomen_phantom",
     "brain_phantom",
     "coil_maps",
     "folded",
+    "repaint",
     "sampled_lines",
+    "simulate_intervention",
     "simulate_scan",
     "write_ismrmrd",
 ]

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import ismrmrd.xsd as xsd
 
-FIELD_OF_VIEW_MM = 220.0
 SLICE_MM = 5.0
 RELATIVE_NOISE_BANDWIDTH = 0.793
-FIELD_STRENGTH_T = 3.0
-RESONANCE_HZ = 127_731_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """What is scanned and how; `field_of_view_mm` is that along x, `body_part` None where nobody says."""
+
+    body_part: str | None
+    sequence: str
+    repetition_time_ms: float
+    echo_time_ms: float
+    field_strength_T: float
+    resonance_Hz: int
+    field_of_view_mm: float
+
+
+HEAD = Examination(
+    body_part="BRAIN",
+    sequence="TurboSpinEcho",
+    repetition_time_ms=4000.0,
+    echo_time_ms=100.0,
+    field_strength_T=3.0,
+    resonance_Hz=127_731_000,
+    field_of_view_mm=220.0,
+)
 
 
 def scan_header(
@@ -22,16 +45,18 @@ def scan_header(
     slices: int,
     repetitions: int,
     protocol: str,
-    field_of_view: float,
+    field_of_view: float = 1.0,
+    examination: Examination = HEAD,
 ) -> bytes:
-    """ISMRMRD XML of a Cartesian 2-D scan of matrix `shape` ``(y, x)`` and 220 x 220 mm, or the part `field_of_view` of
-    that along y.
+    """ISMRMRD XML of a Cartesian 2-D scan of matrix `shape` ``(y, x)``; `field_of_view` is that along y over that of
+    the `examination`, along x.
 
     `samples` a readout (more than x: oversampling), `lines` counted from 0 with k-space's centre at `centre_line`;
     `acceleration` None for a scan without parallel imaging.
     """
     rows, columns = shape
-    height_mm = FIELD_OF_VIEW_MM * field_of_view
+    width_mm = examination.field_of_view_mm
+    height_mm = width_mm * field_of_view
     limits = xsd.encodingLimitsType(
         kspace_encoding_step_0=_limit(samples, samples // 2),
         kspace_encoding_step_1=_limit(lines, centre_line),
@@ -39,28 +64,32 @@ def scan_header(
         repetition=_limit(repetitions),
     )
     encoding = xsd.encodingType(
-        encodedSpace=_space(samples, rows, FIELD_OF_VIEW_MM * samples / columns, height_mm),
-        reconSpace=_space(columns, rows, FIELD_OF_VIEW_MM, height_mm),
+        encodedSpace=_space(samples, rows, width_mm * samples / columns, height_mm),
+        reconSpace=_space(columns, rows, width_mm, height_mm),
         encodingLimits=limits,
         trajectory=xsd.trajectoryType.CARTESIAN,
         parallelImaging=None if acceleration is None else _parallel(acceleration),
     )
     header = xsd.ismrmrdHeader(
-        studyInformation=xsd.studyInformationType(bodyPartExamined="BRAIN"),
+        studyInformation=xsd.studyInformationType(bodyPartExamined=examination.body_part),
         measurementInformation=xsd.measurementInformationType(
             measurementID="simulated", patientPosition=xsd.patientPositionType.HFS, protocolName=protocol
         ),
         acquisitionSystemInformation=xsd.acquisitionSystemInformationType(
             systemVendor="inrecon",
             systemModel="simulation",
-            systemFieldStrength_T=FIELD_STRENGTH_T,
+            systemFieldStrength_T=examination.field_strength_T,
             relativeReceiverNoiseBandwidth=RELATIVE_NOISE_BANDWIDTH,
             receiverChannels=coils,
             coilLabel=[xsd.coilLabelType(coilNumber=coil, coilName=f"loop{coil}") for coil in range(coils)],
         ),
-        experimentalConditions=xsd.experimentalConditionsType(H1resonanceFrequency_Hz=RESONANCE_HZ),
+        experimentalConditions=xsd.experimentalConditionsType(H1resonanceFrequency_Hz=examination.resonance_Hz),
         encoding=[encoding],
-        sequenceParameters=xsd.sequenceParametersType(TR=[4000.0], TE=[100.0], sequence_type="TurboSpinEcho"),
+        sequenceParameters=xsd.sequenceParametersType(
+            TR=[examination.repetition_time_ms],
+            TE=[examination.echo_time_ms],
+            sequence_type=examination.sequence,
+        ),
     )
     xml: str = xsd.ToXML(header, encoding="utf-8")
     return xml.encode()

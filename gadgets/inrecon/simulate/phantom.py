@@ -32,7 +32,7 @@ def brain_phantom(shape: tuple[int, int], *, seed: int = 0) -> NDArray[np.comple
         raise InvalidFrame(f"a phantom needs a positive shape, not {shape}")
     rng = np.random.default_rng(seed)
     u, v = positions(shape)
-    field = _fields(rng, shape)
+    field = random_fields(rng, shape)
     u, v = u + 0.008 * field(3.0), v + 0.008 * field(3.0)
     angle = np.arctan2(v, u)
     outline = 1 + sum(rng.normal(0, 0.007) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 4))
@@ -91,7 +91,7 @@ def _loop_field(u: Real, v: Real, *, angle: float, away: float, loop: float) -> 
     return segments
 
 
-def _fields(rng: np.random.Generator, shape: tuple[int, int]) -> Callable[..., Real]:
+def random_fields(rng: np.random.Generator, shape: tuple[int, int]) -> Callable[..., Real]:
     """A maker of random fields of unit variance, band-limited in cycles a field of view."""
 
     def field(high: float, low: float = 0.0) -> Real:
@@ -108,12 +108,12 @@ def _fields(rng: np.random.Generator, shape: tuple[int, int]) -> Callable[..., R
     return field
 
 
-def _inside(distance: Real) -> Real:
+def inside(distance: Real) -> Real:
     """1 where `distance` is negative, 0 where it is positive, a ramp of a tissue boundary's width between."""
     return np.clip(0.5 - distance / (2 * EDGE), 0, 1)
 
 
-def _ellipse(u: Real, v: Real, *, centre: tuple[float, float], axes: tuple[float, float], tilt: float = 0.0) -> Real:
+def ellipse(u: Real, v: Real, *, centre: tuple[float, float], axes: tuple[float, float], tilt: float = 0.0) -> Real:
     """Distance (nearly) to the edge of an ellipse, negative inside."""
     x, y = u - centre[0], v - centre[1]
     x, y = x * np.cos(tilt) + y * np.sin(tilt), y * np.cos(tilt) - x * np.sin(tilt)
@@ -121,8 +121,9 @@ def _ellipse(u: Real, v: Real, *, centre: tuple[float, float], axes: tuple[float
     return distance
 
 
-def _paint(signal: Real, colour: Real | float, distance: Real) -> Real:
-    cover = _inside(distance)
+def paint(signal: Real, colour: Real | float, distance: Real) -> Real:
+    """`signal` with `colour` where `distance` is negative."""
+    cover = inside(distance)
     return signal * (1 - cover) + colour * cover
 
 
@@ -152,15 +153,15 @@ def _brain(u: Real, v: Real, radius: Real, field: Callable[..., Real], rng: np.r
     buried = np.maximum(depth - 0.23 - 0.06 * field(6.0), 0)  # how far below the reach of the sulci
     sulcus = np.minimum.reduce([folds + 1.5 * buried - 0.004 - 0.004 * np.abs(field(10.0)), fissure, sylvian])
     ribbon = np.minimum(sulcus - 0.026, depth - 0.034) + 0.006 * field(20.0, 3.0)
-    signal = _paint(white, grey, ribbon)
+    signal = paint(white, grey, ribbon)
     signal = _deep(signal, u, v, field)
-    signal = _paint(signal, FLUID, sulcus)
+    signal = paint(signal, FLUID, sulcus)
     for _ in range(40):  # perivascular spaces and vessels in the fluid: a pixel or two across
         place, size = rng.uniform(-0.5, 0.5, 2) * (1, 1.2), rng.uniform(0.003, 0.006)
-        spot = _ellipse(u, v, centre=(place[0], place[1]), axes=(size, 2 * size), tilt=rng.uniform(0, np.pi))
-        signal = _paint(signal, rng.choice([0.75, 0.2], p=[0.85, 0.15]), spot)
+        spot = ellipse(u, v, centre=(place[0], place[1]), axes=(size, 2 * size), tilt=rng.uniform(0, np.pi))
+        signal = paint(signal, rng.choice([0.75, 0.2], p=[0.85, 0.15]), spot)
     signal *= texture
-    return _paint(signal, FLUID * (1 + 0.04 * field(30.0)), depth)
+    return paint(signal, FLUID * (1 + 0.04 * field(30.0)), depth)
 
 
 def _deep(signal: Real, u: Real, v: Real, field: Callable[..., Real]) -> Real:
@@ -177,17 +178,17 @@ def _deep(signal: Real, u: Real, v: Real, field: Callable[..., Real]) -> Real:
         (FLUID, (0.000, 0.080), (0.012, 0.095), 0.0),  # third ventricle
     )
     for colour, centre, axes, tilt in parts:
-        signal = _paint(signal, colour, _ellipse(side, v, centre=centre, axes=axes, tilt=tilt) + wobble)
-    plexus = _ellipse(side, v, centre=(0.200, 0.270), axes=(0.018, 0.055), tilt=-0.4) + 0.012 * field(50.0, 10.0)
-    return _paint(signal, 0.55, plexus)
+        signal = paint(signal, colour, ellipse(side, v, centre=centre, axes=axes, tilt=tilt) + wobble)
+    plexus = ellipse(side, v, centre=(0.200, 0.270), axes=(0.018, 0.055), tilt=-0.4) + 0.012 * field(50.0, 10.0)
+    return paint(signal, 0.55, plexus)
 
 
 def _shell(signal: Real, radius: Real, field: Callable[..., Real]) -> Real:
     """Skull with its marrow, and a scalp with fat lobules, around the brain."""
     ripple = 0.003 * field(10.0)
-    signal = _paint(signal, BONE * (1 + 0.3 * field(60.0)), 0.876 - radius + ripple)
+    signal = paint(signal, BONE * (1 + 0.3 * field(60.0)), 0.876 - radius + ripple)
     marrow = np.abs(radius - 0.905 - ripple) - 0.010 - 0.004 * field(16.0)
-    signal = _paint(signal, MARROW * (1 + 0.25 * field(60.0, 10.0)), marrow)
+    signal = paint(signal, MARROW * (1 + 0.25 * field(60.0, 10.0)), marrow)
     lobules = FAT * (1 + 0.10 * field(16.0) + 0.14 * field(80.0, 16.0))
-    signal = _paint(signal, lobules, 0.936 - radius + ripple)
-    return np.maximum(_paint(signal, 0.35, 0.985 - radius), 0.01)
+    signal = paint(signal, lobules, 0.936 - radius + ripple)
+    return np.maximum(paint(signal, 0.35, 0.985 - radius), 0.01)

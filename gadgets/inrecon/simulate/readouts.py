@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from inrecon.simulate.header import RELATIVE_NOISE_BANDWIDTH
 
 Array = NDArray[np.complex128]
+KSpace = NDArray[np.complex64] | NDArray[np.complex128]
 
 NOISE_DWELL_US = 4.0
 
@@ -49,7 +50,7 @@ def noise_readouts(
 
 
 def slice_readouts(
-    kspace: Array,
+    kspace: KSpace,
     mask: NDArray[np.bool_],
     *,
     calibration: NDArray[np.bool_],

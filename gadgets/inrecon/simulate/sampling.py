@@ -13,11 +13,12 @@ Pattern = Literal["uniform", "random", "full"]
 
 
 def sampled_lines(
-    lines: int, *, pattern: Pattern = "uniform", acceleration: int = 6, acs: int = 20, seed: int = 0
+    lines: int, *, pattern: Pattern = "uniform", acceleration: int = 6, acs: int = 20, offset: int = 0, seed: int = 0
 ) -> NDArray[np.bool_]:
     """Boolean ``(lines,)``: the acquired lines, the `acs` lines around the centre ``lines // 2`` among them.
 
-    "uniform" takes every `acceleration`-th line, the centre one included, and fills in the centre; "random" takes
+    "uniform" takes every `acceleration`-th line, the one `offset` lines beyond the centre (0: the centre one) included,
+    and fills in the centre; "random" takes
     ``lines / acceleration`` in all, dense near the centre and drawn from `seed`; "full" takes all. Raises
     `InvalidFrame` for an unknown pattern, an acceleration below 1 or more `acs` lines than lines.
     """
@@ -25,15 +26,15 @@ def sampled_lines(
         raise InvalidFrame(f"pattern must be one of {', '.join(get_args(Pattern))}, not {pattern!r}")
     if acceleration < 1 or not 0 <= acs <= lines:
         raise InvalidFrame(f"{lines} lines cannot be sampled with acceleration {acceleration} and {acs} centre lines")
-    offset = np.arange(lines) - lines // 2
+    order = np.arange(lines) - lines // 2
     if pattern == "full":
         return np.ones(lines, bool)
     mask = np.zeros(lines, bool)
     mask[centre_block(lines, acs)] = True
     if pattern == "uniform":
-        mask[offset % acceleration == 0] = True
+        mask[(order - offset) % acceleration == 0] = True
         return mask
-    weight = np.where(mask, 0.0, 1 / (1 + (offset / (lines / 8)) ** 2))
+    weight = np.where(mask, 0.0, 1 / (1 + (order / (lines / 8)) ** 2))
     extra = max(round(lines / acceleration) - acs, 0)
     if extra:
         mask[np.random.default_rng(seed).choice(lines, extra, replace=False, p=weight / weight.sum())] = True
