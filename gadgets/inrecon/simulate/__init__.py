@@ -4,7 +4,8 @@ Everything is drawn from a seed with numpy, so that tests and the demo need no d
 """
 
 from inrecon.simulate.abdomen import abdomen_phantom
-from inrecon.simulate.intervention import Intervention, StreamPattern, repaint, simulate_intervention
+from inrecon.simulate.intervention import StreamPattern, repaint, simulate_intervention
+from inrecon.simulate.live import Intervention
 from inrecon.simulate.phantom import brain_phantom, coil_maps
 from inrecon.simulate.sampling import Pattern, sampled_lines
 from inrecon.simulate.scan import SimulatedScan, folded, simulate_scan, write_ismrmrd

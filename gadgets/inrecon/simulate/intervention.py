@@ -1,29 +1,25 @@
-"""A simulated interventional stream: frame after frame of a moving object with an advancing needle, and the truth."""
+"""Interventional streams: an abdomen, or a measured object, that moves while a needle advances."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Literal, get_args
 
-import ismrmrd
 import numpy as np
 from numpy.typing import NDArray
 
 from inrecon.errors import InvalidFrame
 from inrecon.simulate.abdomen import TARGET, TOWARDS_SKIN, abdomen_phantom
-from inrecon.simulate.header import SLICE_MM, Examination, scan_header
+from inrecon.simulate.header import Examination, scan_header
+from inrecon.simulate.live import Intervention
 from inrecon.simulate.motion import Motion
-from inrecon.simulate.moving import MovingObject, way_in
+from inrecon.simulate.moving import Array, Mask, MovingObject, way_in
 from inrecon.simulate.needle import Needle, Place
 from inrecon.simulate.phantom import coil_maps
-from inrecon.simulate.readouts import noise_colour, noise_readouts, slice_readouts
+from inrecon.simulate.readouts import noise_colour
 from inrecon.simulate.sampling import Pattern, centre_block, sampled_lines
-from inrecon.simulate.transforms import combined, linear, measured, zero_filled
+from inrecon.simulate.transforms import linear, zero_filled
 
-Array = NDArray[np.complex64]
-Mask = NDArray[np.bool_]
 StreamPattern = Literal["uniform", "interleaved", "random", "full"]
 
 ABDOMEN = Examination(
@@ -35,122 +31,8 @@ ABDOMEN = Examination(
     resonance_Hz=23_400_000,
     field_of_view_mm=294.4,  # 2.3 mm at 128 pixels
 )
-READOUT_US = 2560.0  # one imaging readout, shared out among its samples
 NOISE_READOUTS = 32
-TICK_MS = 2.5  # of time stamps
-BRIGHT = 99.0  # percentile of the magnitude in the object: its bright end
-CHANGED = 0.05  # of that
 MOST_FRAMES = 2**16  # repetitions count in 16 bits
-
-
-@dataclass(frozen=True, kw_only=True)
-class Intervention:
-    """A stream and the truth behind it, both made when asked for: the same whenever and in whatever order that is.
-
-    `header` is ISMRMRD XML; a frame is a repetition. `csm` ``(coils, y, x)`` complex64 are the coil maps, which stay
-    where they are. `lines` ``(frames, y)`` bool are the acquired lines, `calibration` ``(y,)`` bool those that are
-    flagged as calibration and imaging. The rest is the simulation's own: `scene` what moves, `maps` the coil maps at
-    twice the resolution, `samples` of a readout, `colour` ``(coils, coils)`` of the noise (zeros for none), how many
-    `noise_readouts` begin the stream, the repetition time and the `seed`.
-
-    Methods raise `InvalidFrame` for a frame or slice that the stream does not have.
-    """
-
-    header: bytes
-    csm: Array
-    lines: Mask
-    calibration: Mask
-    scene: MovingObject
-    maps: Array
-    samples: int
-    colour: NDArray[np.complex128]
-    noise_readouts: int
-    repetition_time_ms: float
-    seed: int
-
-    @property
-    def frames(self) -> int:
-        """Number of frames (repetitions)."""
-        return len(self.lines)
-
-    @property
-    def slices(self) -> int:
-        """Number of slices of a frame."""
-        return len(self.scene.rest)
-
-    def truth(self, frame: int, slice_index: int = 0) -> Array:
-        """``(y, x)``: what the full matrix free of noise gives through `csm`."""
-        self._check(frame, slice_index)
-        return combined(self.scene.picture(frame, slice_index), self.maps, self.csm, self.samples)
-
-    def support(self, frame: int = 0, slice_index: int = 0) -> Mask:
-        """``(y, x)``: where the object is in a frame."""
-        self._check(frame, slice_index)
-        return self.scene.support(frame, slice_index)
-
-    def changed(self, frame: int, slice_index: int = 0) -> Mask:
-        """``(y, x)``: where the magnitude differs from the first frame's by more than 5 % of the object's bright end
-        (the 99th percentile of the first frame's)."""
-        first, bright = self._first[slice_index] if 0 <= slice_index < self.slices else (None, 0.0)
-        return np.abs(np.abs(self.truth(frame, slice_index)) - first) > CHANGED * bright
-
-    def needle(self, frame: int, slice_index: int = 0) -> Mask:
-        """``(y, x)``: pixels whose centre the needle's void covers."""
-        self._check(frame, slice_index)
-        return self.scene.void(frame, slice_index)
-
-    def tip(self, frame: int) -> tuple[float, float] | None:
-        """Place ``(y, x)`` of the needle's tip in pixels, in slice ``slices // 2``; None while there is no needle."""
-        self._check(frame, 0)
-        return self.scene.tip(frame)
-
-    def acquisitions(self, frame: int) -> list[ismrmrd.Acquisition]:
-        """The readouts of a frame in the order of their acquisition: slice by slice, line by line; those of the noise
-        come before those of frame 0."""
-        self._check(frame, 0)
-        dwell_us = READOUT_US / self.samples
-        found: list[ismrmrd.Acquisition] = []
-        if frame == 0:
-            rng = np.random.default_rng((self.seed, 2))
-            found += noise_readouts(
-                self.noise_readouts, samples=self.samples, colour=self.colour, dwell_us=dwell_us, rng=rng
-            )
-        mask = self.lines[frame]
-        for index in range(self.slices):
-            full = np.zeros((len(self.maps), len(mask), self.samples), np.complex64)
-            full[:, mask] = measured(self.scene.picture(frame, index), self.maps, mask, self.samples)
-            rng = np.random.default_rng((self.seed, 2, frame + 1, index))
-            for acquisition in slice_readouts(
-                full, mask, calibration=self.calibration, colour=self.colour, dwell_us=dwell_us, rng=rng
-            ):
-                acquisition.idx.slice, acquisition.idx.repetition = index, frame
-                acquisition.position[2] = SLICE_MM * (index - (self.slices - 1) / 2)
-                found.append(acquisition)
-        found[-1].setFlag(ismrmrd.ACQ_LAST_IN_REPETITION)
-        if frame == self.frames - 1:
-            found[-1].setFlag(ismrmrd.ACQ_LAST_IN_MEASUREMENT)
-        before = self.noise_readouts * (frame > 0) + self.slices * int(self.lines[:frame].sum())
-        for counter, acquisition in enumerate(found, start=before):
-            acquisition.scan_counter = counter
-            acquisition.acquisition_time_stamp = int(counter * self.repetition_time_ms / TICK_MS)
-        return found
-
-    def all_acquisitions(self) -> Iterator[ismrmrd.Acquisition]:
-        """Those of all frames, a frame at a time."""
-        for frame in range(self.frames):
-            yield from self.acquisitions(frame)
-
-    @cached_property
-    def _first(self) -> list[tuple[NDArray[np.float32], float]]:
-        """Magnitude and bright end of the first frame's slices."""
-        images = [np.abs(self.truth(0, index)) for index in range(self.slices)]
-        return [(image, float(np.percentile(image[self.support(0, i)], BRIGHT))) for i, image in enumerate(images)]
-
-    def _check(self, frame: int, index: int) -> None:
-        if not (0 <= frame < self.frames and 0 <= index < self.slices):
-            raise InvalidFrame(
-                f"a stream of {self.frames} frames of {self.slices} slices has no slice {index} of frame {frame}"
-            )
 
 
 def simulate_intervention(
@@ -316,21 +198,20 @@ class _Stream:
         return replace(silent, colour=colour, noise_readouts=NOISE_READOUTS if self.noise_readouts else 0)
 
     def _lines(self) -> Mask:
-        masks = []
-        for frame in range(self.frames):
-            pattern: Pattern = "uniform" if self.pattern == "interleaved" else self.pattern
-            offset = frame if self.pattern == "interleaved" else 0
-            seed = self.seed + frame
-            masks.append(
-                sampled_lines(
-                    self.shape[0],
-                    pattern="full" if self.first_full and frame == 0 else pattern,
-                    acceleration=self.acceleration,
-                    acs=self.acs,
-                    offset=offset,
-                    seed=seed,
-                )
+        pattern: Pattern = "uniform" if self.pattern == "interleaved" else self.pattern
+        masks = [
+            sampled_lines(
+                self.shape[0],
+                pattern=pattern,
+                acceleration=self.acceleration,
+                acs=self.acs,
+                offset=frame if self.pattern == "interleaved" else 0,
+                seed=self.seed + frame,
             )
+            for frame in range(self.frames)
+        ]
+        if self.first_full:
+            masks[0][:] = True
         return np.stack(masks)
 
     def _header(self, samples: int, coils: int) -> bytes:

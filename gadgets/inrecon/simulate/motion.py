@@ -65,20 +65,15 @@ class Motion:
 
     def ahead(self, place: tuple[float, float], frame: int, time: float) -> tuple[float, float]:
         """Where the tissue of rest position `place` is: the inverse of the pull-back, in one place."""
-        start = np.reshape(place, (2, 1))
-        here = start
-        for _ in range(
-            50
-        ):  # displacements vary by less than half of a distance up to an amount of 3, so this converges
-            field = modes(np.float64(here[0]), np.float64(here[1]))
-            here = start + np.tensordot(self.amplitudes(time), field, 1)
+        far, (u, v) = self.amplitudes(time), place
+        for _ in range(50):  # displacements vary by less than half of a distance (up to 3), so this converges
+            du, dv = np.tensordot(far, modes(np.array([u]), np.array([v])), 1)[:, 0]
+            u, v = place[0] + du, place[1] + dv
         if self.shifted(frame):
-            turn = np.deg2rad(SHIFT_DEGREES)
-            here = np.array(
-                (here[0] * np.cos(turn) - here[1] * np.sin(turn), here[1] * np.cos(turn) + here[0] * np.sin(turn))
-            )
-            here = here + np.reshape(SHIFT_MM, (2, 1)) / self.half_mm
-        return float(here[0, 0]), float(here[1, 0])
+            cosine, sine = np.cos(np.deg2rad(SHIFT_DEGREES)), np.sin(np.deg2rad(SHIFT_DEGREES))
+            u, v = u * cosine - v * sine, v * cosine + u * sine
+            u, v = u + SHIFT_MM[0] / self.half_mm, v + SHIFT_MM[1] / self.half_mm
+        return float(u), float(v)
 
 
 def modes(u: Real, v: Real) -> Real:
