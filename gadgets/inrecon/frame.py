@@ -239,7 +239,8 @@ class Frame:
     `kspace` in the range of `operator` (its own layout, see `operator.arrange`), scaled as in `Measurement`;
     `maps` on the image grid; `noise_level` the standard deviation of a complex k-space sample, or None. `held_out`
     ``(lines, columns)`` bool marks acquired samples, all coils together, that judge a fit: a `trial` is made of
-    `training` and judged by `loss`, the image that is sent is made of all samples.
+    `training` and judged by `loss`, the image that is sent is made of all samples. `prior` is an image, on the same
+    grid and in the same scale, that this one is expected to resemble.
     """
 
     kspace: torch.Tensor
@@ -247,6 +248,7 @@ class Frame:
     maps: CoilMaps
     noise_level: float | None
     held_out: torch.Tensor | None = None
+    prior: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if tuple(self.kspace.shape) != self.operator.range_shape:
@@ -255,6 +257,8 @@ class Frame:
             raise InvalidFrame(f"maps {tuple(self.maps.csm.shape)} for an operator on {self.operator.domain_shape}")
         if self.held_out is not None and self.held_out.shape != self.kspace.shape[1:]:
             raise InvalidFrame(f"held-out samples {tuple(self.held_out.shape)} of {tuple(self.kspace.shape[1:])}")
+        if self.prior is not None and tuple(self.prior.shape) != self.operator.domain_shape:
+            raise InvalidFrame(f"a prior {tuple(self.prior.shape)} for an operator on {self.operator.domain_shape}")
 
     @property
     def training(self) -> Frame:
@@ -268,8 +272,8 @@ class Frame:
         """The frame with the first set of coil maps alone."""
         if self.maps.sets == 1:
             return self
-        csm = self.maps.csm[0]
-        return replace(self, operator=self.operator.with_maps(csm), maps=replace(self.maps, csm=csm))
+        csm, prior = self.maps.csm[0], None if self.prior is None else self.prior[0]
+        return replace(self, operator=self.operator.with_maps(csm), maps=replace(self.maps, csm=csm), prior=prior)
 
     @cached_property
     def power(self) -> float:

@@ -7,6 +7,8 @@ from inrecon.methods.held_out import hold_out
 from inrecon.methods.imjense import Imjense
 from inrecon.methods.linear import CGSense, ZeroFilled
 from inrecon.methods.method import Method, Tunable, build, methods, tunable, tunable_fields
+from inrecon.methods.residual import ResidualTikhonov, ResidualTV
+from inrecon.methods.residual_inr import ResidualINR
 from inrecon.methods.total_variation import TotalVariation
 from inrecon.methods.unroll_inr import UnrollINR
 from inrecon.methods.wavelet import L1Wavelet
@@ -19,6 +21,9 @@ __all__ = [
     "Imjense",
     "L1Wavelet",
     "Method",
+    "ResidualINR",
+    "ResidualTV",
+    "ResidualTikhonov",
     "TotalVariation",
     "Tunable",
     "UnrollINR",

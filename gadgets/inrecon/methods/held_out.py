@@ -28,7 +28,7 @@ def hold_out(frame: Frame, fraction: float, *, seed: int) -> Frame:
     sampled = frame.operator.sampled.cpu()
     length = min(STRETCH, sampled.shape[1] // 2) if _without_gaps(frame.operator.mask) else 1
     stretches = _in_stretches(sampled, length)
-    candidates = (stretches.any(2) & ~_in_stretches(_centre(frame).cpu(), length).any(2)).nonzero()
+    candidates = (stretches.any(2) & ~_in_stretches(frame.operator.central(CENTRE).cpu(), length).any(2)).nonzero()
     count = max(round(fraction * len(candidates)), min(FEWEST, int(LARGEST_SHARE * len(candidates))))
     if count < 2 or len(candidates) - count < FEWEST_LEFT:
         return dataclasses.replace(frame, held_out=None)
@@ -87,15 +87,3 @@ def _in_stretches(marked: torch.Tensor, length: int) -> torch.Tensor:
     """``(lines, columns)`` as ``(lines, stretches, length)``, filled up with False."""
     missing = -marked.shape[1] % length
     return torch.nn.functional.pad(marked, (0, missing)).unflatten(1, (-1, length))
-
-
-def _centre(frame: Frame) -> torch.Tensor:
-    """Boolean ``(lines, columns)``: the samples of lowest frequency."""
-    rows, columns = frame.operator.grid
-    box = torch.zeros(1, rows, columns, dtype=torch.complex64, device=frame.kspace.device)
-    box[:, _middle(rows), _middle(columns)] = 1
-    return frame.operator.arrange(box)[0].abs() > 0.5
-
-
-def _middle(n: int) -> slice:
-    return slice(max(n // 2 - CENTRE, 0), n // 2 + CENTRE + 1)

@@ -44,6 +44,11 @@ class CartesianSense(LinearOperator):
         self._sampled_rows = torch.zeros(csm.shape[-2], 1, device=csm.device).index_fill_(0, lines, 1.0)
 
     @property
+    def samples_whole_lines(self) -> bool:
+        """Whether each line that is sampled is sampled from end to end."""
+        return self._whole_lines
+
+    @property
     def sets(self) -> int:
         """Sets of coil maps."""
         return math.prod(self.domain_shape[:-2])
@@ -78,6 +83,13 @@ class CartesianSense(LinearOperator):
         """The inverse of `arrange`: centred k-space ``(..., coils, rows, columns)``, zero where not sampled."""
         rows, columns = self.grid
         return torch.fft.fftshift(self._placed(kspace * self._ramp((rows // 2, columns // 2))), dim=(-2, -1))
+
+    def central(self, reach: int) -> torch.Tensor:
+        """Boolean ``(lines, columns)``: the samples up to `reach` from the centre of k-space along both axes."""
+        rows, columns = self.grid
+        near = [torch.arange(n, device=self.csm.device) for n in (rows, columns)]
+        down, across = (torch.minimum(k, n - k) <= reach for k, n in zip(near, (rows, columns), strict=True))
+        return self._take(down[:, None] & across) & self._sampled
 
     def displace(self, kspace: torch.Tensor, offset: Offset) -> torch.Tensor:
         """k-space (arranged) of the same object on pixel centres moved by `offset` ``(rows, columns)`` in pixels."""

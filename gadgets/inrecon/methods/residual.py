@@ -1,0 +1,275 @@
+"""Frames told by how they differ from a prior image: what has moved, and what is new.
+
+x(r) = prior(r + u(r)) + d(r). The displacement u is smooth (`Displacement`); the difference d is what the methods here
+differ in. Without a prior it is the whole image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from abc import abstractmethod
+from collections import OrderedDict
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+
+from inrecon.deadline import DEADLINE, time_left
+from inrecon.errors import FitDiverged
+from inrecon.frame import Frame, Reconstruction
+from inrecon.methods.displacement import Displacement
+from inrecon.methods.held_out import hold_out
+from inrecon.methods.method import Method, announced, bounded, methods, tunable
+from inrecon.methods.total_variation import differences, differences_adjoint
+from inrecon.operators import ColumnSense
+
+HELD_OUT = 0.05
+PREPARED = 16
+"""Of how many patterns of samples what depends on them alone is kept."""
+UNKNOWN_NOISE = 0.01
+"""What is taken for the noise where it is not known, as a part of the root mean square of the samples."""
+STEP = 10.0
+"""Of the primal-dual iteration, over the largest eigenvalue of A^H A, which is 1: the best of 1, 3 and 10."""
+FULL_SHARE = 0.25
+"""Of the iterations, how many come once the held-out samples have judged, and see them."""
+
+
+class Prepared:
+    """What depends on the samples of an operator alone: its columns' matrices."""
+
+    def __init__(self, operator: ColumnSense) -> None:
+        self.operator = operator
+        self._inverses: dict[float, torch.Tensor] = {}
+
+    @cached_property
+    def grams(self) -> torch.Tensor:
+        """A^H A of each column."""
+        return self.operator.grams()
+
+    def solve(self, right_hand_side: torch.Tensor, *, weight: float) -> torch.Tensor:
+        """(A^H A + weight)^-1 b."""
+        if weight not in self._inverses:
+            self._inverses[weight] = self.operator.inverses(weight)
+        return self.operator.by_columns(self._inverses[weight], right_hand_side)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A frame with the prior taken off: `missing` is y - A base, of the samples that `prepared` knows."""
+
+    prepared: Prepared
+    missing: torch.Tensor
+    noise: float
+
+    @property
+    def operator(self) -> ColumnSense:
+        """A."""
+        return self.prepared.operator
+
+    @cached_property
+    def back_projection(self) -> torch.Tensor:
+        """A^H (y - A base)."""
+        return self.operator.adjoint(self.missing)
+
+
+class Tracker:
+    """Frames of one slice that have one prior, one after the other: what does not change is made once, and each fit
+    goes on from the last one. Frames may have different samples."""
+
+    def __init__(self, method: ResidualMethod, frame: Frame) -> None:
+        self._method = method
+        self._prior = frame.prior
+        self._displacement: Displacement | None = None
+        if frame.prior is not None and method.displacement > 0:
+            self._displacement = Displacement(frame.prior, method.displacement)
+        self._difference = method.difference(columnwise(frame))
+        self._prepared: OrderedDict[bytes, Prepared] = OrderedDict()
+
+    def follow(self, frame: Frame) -> Reconstruction:
+        """The next frame; its prior is that of the first one. Raises `FitDiverged`."""
+        started = time.perf_counter()
+        frame = columnwise(frame)
+        seen, everything = self._of(frame.training), self._of(frame)
+        base = self._base(seen, frame)
+        result = self._difference.fit(
+            frame, base, seen=_problem(seen, frame.training, base), everything=_problem(everything, frame, base)
+        )
+        if not torch.isfinite(torch.view_as_real(result.image)).all():
+            raise FitDiverged(f"{self._method.name} diverged: its image is not finite")
+        if self._displacement is not None:
+            remark = f"tissue moved by up to {self._displacement.largest:.1f} pixels"
+            result = dataclasses.replace(result, remark="; ".join(filter(None, (result.remark, remark))))
+        return announced(result, method=self._method.name, started=started)
+
+    def linear(self, frame: Frame, *, weight: float) -> torch.Tensor:
+        """argmin |A x - y|^2 + weight |x|^2 of the samples of `frame`, in closed form."""
+        frame = columnwise(frame)
+        prepared = self._of(frame)
+        return prepared.solve(prepared.operator.adjoint(frame.kspace), weight=weight)
+
+    def _base(self, seen: Prepared, frame: Frame) -> torch.Tensor:
+        """The prior as it would look now."""
+        if self._prior is None:
+            return torch.zeros(frame.operator.domain_shape, dtype=frame.kspace.dtype, device=frame.kspace.device)
+        if self._displacement is None:
+            return self._prior
+        known = frame.training.kspace - seen.operator.forward(self._difference.image)
+        self._displacement.follow(seen.operator, known, grams=seen.grams, noise=noise_of(frame))
+        return self._displacement.image()
+
+    def _of(self, frame: Frame) -> Prepared:
+        """What is known of the samples of `frame`."""
+        key = frame.operator.mask.cpu().numpy().tobytes()
+        if key not in self._prepared:
+            self._prepared[key] = Prepared(columnwise(frame).operator)
+        self._prepared.move_to_end(key)
+        while len(self._prepared) > PREPARED:
+            self._prepared.popitem(last=False)
+        return self._prepared[key]
+
+
+def _problem(prepared: Prepared, frame: Frame, base: torch.Tensor) -> Problem:
+    missing = frame.kspace - prepared.operator.forward(base)
+    return Problem(prepared=prepared, missing=missing, noise=noise_of(frame))
+
+
+def noise_of(frame: Frame) -> float:
+    """Standard deviation of a sample; a part of what the samples themselves are, where it is not known."""
+    return frame.noise_level or UNKNOWN_NOISE * frame.power**0.5 or 1.0
+
+
+def columnwise(frame: Frame) -> Frame:
+    """`frame` with its readouts in image space, and samples held out there; raises `FitDiverged` if they have gaps."""
+    if isinstance(frame.operator, ColumnSense):
+        return frame
+    if not frame.operator.samples_whole_lines:
+        raise FitDiverged("frames are told by their difference from a prior only where readouts are whole")
+    kspace = torch.fft.ifft(frame.kspace, dim=-1, norm="ortho")
+    judged = frame.held_out is not None
+    frame = dataclasses.replace(frame, kspace=kspace, operator=ColumnSense.of(frame.operator), held_out=None)
+    return hold_out(frame, HELD_OUT, seed=0) if judged else frame
+
+
+class Difference:
+    """The part of an image that its prior does not have, from frame to frame; `image` is the last one."""
+
+    image: torch.Tensor
+
+    @abstractmethod
+    def fit(self, frame: Frame, base: torch.Tensor, *, seen: Problem, everything: Problem) -> Reconstruction:
+        """The image `base` and what it lacks: `seen` is the problem without the samples held out."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResidualMethod(Method):
+    """What methods for frames that have a prior share: the number of control points a side of what has moved, 0 for
+    none."""
+
+    name: ClassVar[str] = ""
+    displacement: int = bounded(8, low=0, high=32)
+
+    @abstractmethod
+    def difference(self, frame: Frame) -> Difference:
+        """A difference of nothing, for frames like this one."""
+
+    def tracker(self, frame: Frame) -> Tracker:
+        """Follows frames like this one."""
+        return Tracker(self, frame)
+
+    def fit(self, frame: Frame) -> Reconstruction:
+        """The frame by itself, told by its prior if it has one."""
+        return self.tracker(frame).follow(frame)
+
+    def judged(self, frame: Frame) -> Reconstruction:
+        """`fit`, which judges itself."""
+        return self.fit(frame)
+
+
+@methods.register("residual_tikhonov")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResidualTikhonov(ResidualMethod):
+    """argmin |A x - y|^2 + weight |x - prior|^2: a closed form."""
+
+    name: ClassVar[str] = "residual_tikhonov"
+    regularisation: float = tunable(0.03, low=1e-4, high=10.0, log=True, symbol="lambda")
+
+    def difference(self, frame: Frame) -> Difference:
+        """Nothing is kept from frame to frame."""
+        return _TikhonovDifference(self.regularisation, frame)
+
+
+class _TikhonovDifference(Difference):
+    def __init__(self, weight: float, frame: Frame) -> None:
+        self._weight = weight
+        self.image = torch.zeros(frame.operator.domain_shape, dtype=frame.kspace.dtype, device=frame.kspace.device)
+
+    def fit(self, frame: Frame, base: torch.Tensor, *, seen: Problem, everything: Problem) -> Reconstruction:
+        trial, image = (
+            base + problem.prepared.solve(problem.back_projection, weight=self._weight)
+            for problem in (seen, everything)
+        )
+        return _judged(frame, Reconstruction(image=image, trial=trial, iterations=1, stopped_by="closed form"))
+
+
+@methods.register("residual_tv")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResidualTV(ResidualMethod):
+    """argmin |A x - y|^2 / 2 + weight sum |D (x - prior)|, the weight `tv_weight` standard deviations of a sample.
+
+    By the primal-dual iteration of Chambolle and Pock (J Math Imaging Vis 40:120-145, 2011, algorithm 1), whose step on
+    the data is exact, column by column; it goes on from the difference, and the dual field, of the last frame.
+    """
+
+    name: ClassVar[str] = "residual_tv"
+    tv_weight: float = tunable(0.2, low=0.01, high=5.0, log=True, symbol="lambda_s")
+    iterations: int = bounded(30, low=1, high=10_000)
+
+    def difference(self, frame: Frame) -> Difference:
+        """Kept from frame to frame with its dual field."""
+        return TVDifference(self, frame)
+
+
+class TVDifference(Difference):
+    """The difference of least total variation."""
+
+    def __init__(self, method: ResidualTV, frame: Frame) -> None:
+        self._method = method
+        self.image = torch.zeros(frame.operator.domain_shape, dtype=frame.kspace.dtype, device=frame.kspace.device)
+        self._dual = differences(self.image)
+
+    def fit(self, frame: Frame, base: torch.Tensor, *, seen: Problem, everything: Problem) -> Reconstruction:
+        """First without the samples held out; then a part of the iterations with them."""
+        last = self._method.iterations
+        judged_at = last - round(FULL_SHARE * last) if frame.held_out is not None else last
+        trial, done = base, 0
+        for problem, goal in ((seen, judged_at), (everything, last)):
+            done = self.follow(problem, done, goal)
+            trial = base + self.image if problem is seen else trial
+        stopped_by = "iterations" if done == last else DEADLINE
+        image = base + self.image
+        return _judged(frame, Reconstruction(image=image, trial=trial, iterations=max(done, 1), stopped_by=stopped_by))
+
+    def follow(self, problem: Problem, done: int, goal: int) -> int:
+        """Iterations from number `done` to `goal`, as long as there is time; gives how many are done then."""
+        weight = self._method.tv_weight * problem.noise
+        back_projection, leading = problem.back_projection, self.image
+        ascent = 1 / (8 * STEP)  # |D|^2 is at most 8
+        while done < goal and (time_left() > 0 or done == 0):
+            self._dual = _clipped(self._dual + ascent * differences(leading), weight)
+            target = back_projection + (self.image - STEP * differences_adjoint(self._dual)) / STEP
+            image = problem.prepared.solve(target, weight=1 / STEP)
+            leading, self.image = 2 * image - self.image, image
+            done += 1
+        return done
+
+
+def _clipped(field: torch.Tensor, weight: float) -> torch.Tensor:
+    """Each vector of `field` ``(2, ...)`` with a length of at most `weight`."""
+    return field / (torch.linalg.vector_norm(field, dim=0) / weight).clamp(min=1)
+
+
+def _judged(frame: Frame, result: Reconstruction) -> Reconstruction:
+    """`result` with its trial's loss; without a trial where nothing judges."""
+    loss = None if result.trial is None else frame.loss(result.trial)
+    return dataclasses.replace(result, validation_loss=loss, trial=None if loss is None else result.trial)
