@@ -51,6 +51,9 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-p", "--port", type=_port, help="port, 0 for any free one (9002)")
     parser.add_argument("--http-port", type=_port, help="where metrics and health are told, on this machine (9003)")
     parser.add_argument(
+        "--igtl-port", type=_port, help="where 3D Slicer gets the images of live streams, on this machine (nowhere)"
+    )
+    parser.add_argument(
         "-d",
         "--defaultConfig",
         metavar="NAME",
