@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import time
 from ipaddress import ip_network
 
@@ -16,6 +17,8 @@ from inrecon_server import igtl
 from inrecon_server.igtl import Viewers, device_name, ijk_to_ras
 from inrecon_server.metrics import Metrics
 from inrecon_server.protocol import serialise
+from inrecon_server.server import serve
+from inrecon_server.settings import ServerSettings
 
 LIVE = Request(live=Live())
 
@@ -135,3 +138,10 @@ def test_a_port_that_is_taken_is_told() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(InreconError, match=rf"127\.0\.0\.1:{port} \(igtl_host, igtl_port\)"):
             Viewers(host="127.0.0.1", port=port, metrics=Metrics()).__enter__()
+
+
+def test_without_pyigtl_the_server_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "inrecon_server.igtl")
+    monkeypatch.setitem(sys.modules, "pyigtl", None)
+    with pytest.raises(InreconError, match=r"pyigtl: pip install 'inrecon\[igtl\]'"):
+        serve(ServerSettings(port=0, http_port=0, igtl_port=0))
