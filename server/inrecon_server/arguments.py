@@ -51,6 +51,9 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-p", "--port", type=_port, help="port, 0 for any free one (9002)")
     parser.add_argument("--http-port", type=_port, help="where metrics and health are told, on this machine (9003)")
     parser.add_argument(
+        "--igtl-port", type=_port, help="where 3D Slicer gets the images of live streams, on this machine (nowhere)"
+    )
+    parser.add_argument(
         "-d",
         "--defaultConfig",
         metavar="NAME",
@@ -109,13 +112,23 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
         "--output",
         required=True,
         metavar="OUT.h5",
-        help="where the images go; of several files, or ending in /, a folder, as are --png and --report then",
+        help="where the images go; of several files, or ending in /, a folder, as are --png, --report and --video then",
     )
     _add_request(parser, otherwise="the one recorded in the file, or inr")
     _add_machine(parser)
     _add_tasks(parser, what="raw files at a time")
     parser.add_argument("--png", type=Path, metavar="DIR", help="write each image as PNG, too")
     parser.add_argument("--report", type=Path, metavar="FILE.json", help="write what was done to each image")
+    parser.add_argument(
+        "--video",
+        type=Path,
+        metavar="FILE.gif|.mp4",
+        help="write repetitions as a video, too; where the images go to a folder, a folder of GIFs",
+    )
+    parser.add_argument(
+        "--fps", type=_rate, metavar="N", help="its frames a second (those of the scan, if they are known; 10)"
+    )
+    parser.add_argument("--counter", action="store_true", help="write the repetition below its frames")
 
 
 def _add_stream(parser: argparse.ArgumentParser) -> None:
@@ -250,6 +263,16 @@ def _seconds(text: str) -> float:
     if not 0 < seconds <= threading.TIMEOUT_MAX:
         raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, not {text!r}")
     return seconds
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0.1 <= rate <= 100:
+        raise argparse.ArgumentTypeError(f"must be a number from 0.1 to 100, not {text!r}")
+    return rate
 
 
 def _count(text: str) -> int:

@@ -124,6 +124,8 @@ def _stderr_to(path: Path | None) -> Iterator[None]:
 def _replay(options: argparse.Namespace) -> int:
     from inrecon_server.batch import FileJob, NoImage, places, reconstruct_file
 
+    if options.video is None and (options.fps or options.counter):
+        raise InreconError("--fps and --counter are of a --video")
     wishes, elsewhere = _wishes(options), options.ray is not None
     _check_config(options.config, wishes)
     jobs = [
@@ -134,8 +136,12 @@ def _replay(options: argparse.Namespace) -> int:
             wishes=wishes,
             hyperparameters=options.hyperparameters and options.hyperparameters.resolve(),
             device=options.device,
+            fps=options.fps,
+            counter=options.counter,
         )
-        for place in places(options.raw, options.output, options.report, options.png, elsewhere=elsewhere)
+        for place in places(
+            options.raw, options.output, options.report, options.png, options.video, elsewhere=elsewhere
+        )
     ]
     if len(jobs) > 1 or options.ray:
         return _replay_many(options, jobs)

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from inrecon.acquire import ENDS
 from inrecon.errors import InreconError
@@ -42,6 +43,9 @@ from inrecon_server.protocol import (
 )
 from inrecon_server.session import Session, Step
 from inrecon_server.worker import Workers
+
+if TYPE_CHECKING:
+    from inrecon_server.igtl import Viewers
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +94,7 @@ class Patience:
 class Connection:
     """Carries one session's messages; `name` is for the log. `refusal`, if given, is all that the client is told.
 
-    `capture`, if given, keeps what the client sends.
+    `capture`, if given, keeps what the client sends; `viewers` see the images of a live stream.
     """
 
     def __init__(
@@ -105,6 +109,7 @@ class Connection:
         name: str,
         refusal: str | None = None,
         capture: Capture | None = None,
+        viewers: "Viewers | None" = None,
     ) -> None:
         self._name = name
         self._reader = reader
@@ -115,6 +120,7 @@ class Connection:
         self._patience = patience
         self._refusal = refusal
         self._capture = capture
+        self._viewers = viewers
         self._frames: asyncio.Queue[tuple[RawFrame, float] | None] = asyncio.Queue(patience.waiting_frames)
         self._outgoing: asyncio.Queue[tuple[bytes, Callable[[], None]] | None] = asyncio.Queue(1)
         self._started = time.monotonic()
@@ -334,6 +340,8 @@ class Connection:
             elif job.due is not None and (late_s := time.monotonic() - job.due) > 0:
                 self._metrics.missed.inc()
                 await self._say(Notice(level="WARNING", text=f"an image comes {late_s:.2f} s after its deadline"))
+            if self._viewers is not None:
+                self._viewers.show(result.images, job.request)
             for image in result.images:
                 await self._send(image, on_sent=partial(self._image_sent, complete_at))
         if self._capture is not None:

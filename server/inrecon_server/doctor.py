@@ -16,7 +16,19 @@ from inrecon.errors import InreconError
 from inrecon.hyperparams import HyperparameterFiles
 from inrecon.hyperparams.snapshot import shipped_folder
 
-_PACKAGES = ("inrecon", "torch", "torchkbnufft", "numpy", "ismrmrd", "h5py", "gadgetron", "matplotlib", "scikit-image")
+_PACKAGES = (
+    "inrecon",
+    "torch",
+    "torchkbnufft",
+    "numpy",
+    "ismrmrd",
+    "h5py",
+    "gadgetron",
+    "matplotlib",
+    "scikit-image",
+    "pyigtl",
+    "av",
+)
 _PORT = 9002
 
 

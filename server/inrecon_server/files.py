@@ -34,6 +34,10 @@ class UnwritableFile(InreconError):
     """An output cannot be written there."""
 
 
+class NoVideo(InreconError):
+    """Images of which no video can be made."""
+
+
 def words(error: OSError) -> str:
     """What is wrong, and with which file, in a line."""
     return f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")

@@ -45,6 +45,10 @@ class Metrics:
         self.received_bytes = Counter("received_bytes", "Bytes from clients.", **made)
         self.readouts = Counter("readouts_received", "Readouts from clients.", **made)
         self.images = Counter("images_sent", "Images handed to clients' connections.", **made)
+        self.viewers = Gauge("viewers", "Viewers that are connected by OpenIGTLink.", **made)
+        self.live_sent = Counter("live_images_sent", "Images sent to viewers.", **made)
+        self.live_skipped = Counter("live_images_skipped", "Images left out as a viewer had not taken others.", **made)
+        self.live_failed = Counter("live_images_failed", "Images of which no message to viewers could be made.", **made)
         self.frames_failed = Counter("frames_failed", "Frames of which no image could be made.", **made)
         self.latency = Histogram(
             "frame_latency_seconds", "From a frame's last readout to its image sent.", buckets=_LATENCY_S, **made

@@ -5,8 +5,9 @@ import logging
 import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from itertools import count
+from typing import TYPE_CHECKING
 
 from inrecon.acquire import Memory
 from inrecon.errors import InreconError
@@ -24,6 +25,9 @@ from inrecon_server.sfndam import MOST_BYTES
 from inrecon_server.storage_server import StorageServer
 from inrecon_server.watch import watched
 from inrecon_server.worker import WorkerLost, Workers
+
+if TYPE_CHECKING:
+    from inrecon_server.igtl import Viewers
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +70,7 @@ class _Server:
         self._metrics.queued.set_function(lambda: self._workers.queued)
         self._metrics.at_work.set_function(lambda: self._workers.at_work)
         self._captures = _captures(settings)
+        self._viewers = _viewers(settings, self._metrics)
         self._terms = Terms(
             hyperparameters=settings.hyperparameters,
             device=settings.device,
@@ -98,7 +103,10 @@ class _Server:
             ssl_handshake_timeout=None if self._tls is None else _HANDSHAKE_S,
         )
         async with server:
-            with watched(self._metrics, ready=self._is_ready, host=told.http_host, port=told.http_port) as http_port:
+            with (
+                watched(self._metrics, ready=self._is_ready, host=told.http_host, port=told.http_port) as http_port,
+                self._viewers or nullcontext(),
+            ):
                 host, port = server.sockets[0].getsockname()[:2]
                 log.info(
                     "listening on %s:%d; metrics and health at http://%s:%d", host, port, told.http_host, http_port
@@ -165,6 +173,7 @@ class _Server:
             name=name,
             refusal=f"the server has {settings.max_connections} connections already; try again later" if full else None,
             capture=None if full or self._captures is None else self._captures.new(name),
+            viewers=self._viewers,
         )
         task = asyncio.current_task()
         if task is None:
@@ -208,6 +217,16 @@ def _scan_state(settings: ServerSettings) -> ScanState:
     address = settings.storage_address
     storage = None if address is None else StorageServer(str(address), limit_bytes=MOST_BYTES)
     return ScanState(folder=settings.state_folder, hours=settings.state_hours, storage=storage)
+
+
+def _viewers(settings: ServerSettings, metrics: Metrics) -> "Viewers | None":
+    if settings.igtl_port is None:
+        return None
+    try:
+        from inrecon_server.igtl import Viewers
+    except ModuleNotFoundError as error:
+        raise InreconError(f"igtl_port needs the package {error.name}: pip install 'inrecon[igtl]'") from error
+    return Viewers(host=settings.igtl_host, port=settings.igtl_port, allow=settings.allow, metrics=metrics)
 
 
 def _captures(settings: ServerSettings) -> Captures | None:

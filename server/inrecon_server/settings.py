@@ -59,6 +59,8 @@ class ServerSettings(BaseModel):
     ``savedataonly``. Such files are deleted after `savedata_days`, and the oldest of them where they are more than
     `savedata_gib` together (None: never).
 
+    3D Slicer and other clients of OpenIGTLink get the images of live streams at `igtl_port` (None: nowhere).
+
     Clients may come from the networks in `allow` (all, if there is none), by TLS with `tls_certificate` and `tls_key`
     (PEM), showing certificates of the authority in `tls_clients`. There are at most `max_connections`; the readouts of
     all that wait for the end of their frames take `memory_gib` at most (half of the machine's memory), what one of them
@@ -91,6 +93,8 @@ class ServerSettings(BaseModel):
     savedata_folder: DirectoryPath | None = None
     savedata_days: float | None = Field(default=None, gt=0, le=1e6)
     savedata_gib: float | None = Field(default=None, gt=0, le=1e9)
+    igtl_host: str = "127.0.0.1"
+    igtl_port: int | None = Field(default=None, ge=0, le=65535)
     max_connections: int = Field(default=16, ge=1, le=10_000)
     memory_gib: float | None = Field(default=None, gt=0, le=1e6)
     scan_gib: float = Field(default=1024.0, gt=0, le=1e9)

@@ -13,6 +13,7 @@ import ismrmrd
 import numpy as np
 import pytest
 from PIL import Image as Picture
+from PIL import ImageSequence
 
 from inrecon.simulate import SimulatedScan, simulate_scan, write_ismrmrd
 from inrecon_server.cli import main
@@ -172,3 +173,98 @@ def test_a_replay_as_a_process_of_its_own(raw: Path) -> None:
     done = subprocess.run([*command, "zero_filled"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("4 images in")
+
+
+def frames_of(path: Path) -> list[np.ndarray]:
+    if path.suffix == ".mp4":
+        av = pytest.importorskip("av", reason="MP4 needs the extra video")
+        with av.open(str(path)) as file:
+            return [frame.to_ndarray(format="rgb24")[..., 0] for frame in file.decode(video=0)]
+    with Picture.open(path) as picture:
+        return [np.asarray(frame.convert("L")) for frame in ImageSequence.Iterator(picture)]
+
+
+@pytest.mark.parametrize("kind", ["gif", "mp4"])
+def test_repetitions_are_a_video_in_one_window(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if kind == "mp4":
+        pytest.importorskip("av", reason="MP4 needs the extra video")
+    stream = simulate_scan(shape=(32, 32), coils=4, acceleration=2, acs=12, slices=2, repetitions=4, pattern="random")
+    write_ismrmrd(tmp_path / "raw.h5", stream)
+    video = tmp_path / f"movie.{kind}"
+    images = replay(tmp_path / "raw.h5", "-c", "cg_sense", "--video", str(video), "--fps", "8")
+    assert "a video of 4 frames, 8 a second" in capsys.readouterr().out
+    frames = frames_of(video)
+    assert [frame.shape for frame in frames] == [(32, 64)] * 4
+    pairs = [np.hstack([image.data[0, 0] for image in images if image.repetition == n]) for n in range(4)]
+    white = np.percentile([np.percentile(image.data, 99.9) for image in images], 90)
+    for frame, pair in zip(frames, pairs, strict=True):
+        error = np.abs(frame - 255 * np.clip(pair / white, 0, 1))
+        assert error.max() < 1 if kind == "gif" else error.mean() < 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["movie." + kind, "out.h5", "raw.h5"]
+
+
+def test_the_video_of_a_scan_by_siemens_is_as_fast_as_the_scan(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with h5py.File(raw, "r+") as file:
+        file["dataset/xml"][0] = file["dataset/xml"][0].replace(b"<systemVendor>inrecon<", b"<systemVendor>SIEMENS<")
+    replay(raw, "-c", "zero_filled", "--video", str(raw.with_name("movie.gif")), "--counter")
+    told = capsys.readouterr().out
+    assert "a video of 2 frames" in told
+    assert told.rstrip().endswith("as they were acquired")
+    assert frames_of(raw.with_name("movie.gif"))[0].shape == (52, 64)
+
+
+def test_of_one_repetition_there_is_no_video_but_all_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_ismrmrd(tmp_path / "raw.h5", simulate_scan(shape=(32, 32), coils=2, acceleration=2, acs=12))
+    video = tmp_path / "movie.gif"
+    video.write_bytes(b"an earlier one")
+    assert len(replay(tmp_path / "raw.h5", "-c", "zero_filled", "--video", str(video), code=1)) == 1
+    assert f"{video} is not written: there is one frame only" in capsys.readouterr().err
+    assert video.read_bytes() == b"an earlier one"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--video", "movie.avi"], "movie.avi: the name of a video ends in .gif or .mp4"),
+        (["--video", "nowhere/movie.gif"], "nowhere/movie.gif cannot be written: No such file"),
+        (["--video", "movie.gif", "--fps", "60"], "a GIF has 50 frames a second at most, not 60"),
+        (["--video", "movie.gif", "--fps", "0"], "must be a number from 0.1 to 100, not '0'"),
+        (["--fps", "5"], "--fps and --counter are of a --video"),
+        (["--counter"], "--fps and --counter are of a --video"),
+        (["--report", "m.gif", "--video", "m.gif"], "m.gif cannot hold both the report and the video"),
+        (["-o", "./", "--video", "movie.gif"], "movie.gif is the name of one"),
+    ],
+)
+def test_what_cannot_be_a_video_costs_no_reconstruction(
+    raw: Path,
+    arguments: list[str],
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(raw.parent)
+    try:
+        code = main(["replay", str(raw), "-o", "out.h5", *arguments])
+    except SystemExit as stopped:
+        code = stopped.code
+    assert code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+    assert list(raw.parent.iterdir()) == [raw]
+
+
+def test_mp4_without_its_package_is_told(
+    raw: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inrecon_server.batch.find_spec", lambda name: None)
+    assert main(["replay", str(raw), "-o", str(raw.with_name("out.h5")), "--video", "movie.mp4"]) == 2
+    assert "pip install 'inrecon[video]'" in capsys.readouterr().err
+
+
+def test_of_several_files_there_is_a_folder_of_videos(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = raw.with_name("videos")
+    assert main(["replay", str(raw), "-o", f"{raw.parent}/", "-c", "zero_filled", "--video", str(folder)]) == 2
+    images = raw.with_name("images")
+    assert main(["replay", str(raw), "-o", f"{images}/", "-c", "zero_filled", "--video", str(folder)]) == 0
+    assert [path.name for path in folder.iterdir()] == ["raw.gif"]
+    assert len(frames_of(folder / "raw.gif")) == 2

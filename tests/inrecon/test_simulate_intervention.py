@@ -1,5 +1,6 @@
 """Simulated interventional streams: what is streamed is what is true, whenever it is asked for."""
 
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,12 +16,20 @@ from inrecon.calibrate import espirit
 from inrecon.errors import InvalidFrame
 from inrecon.frame import RawFrame
 from inrecon.hyperparams import HyperparameterFiles
-from inrecon.simulate import Intervention, coil_maps, repaint, simulate_intervention
+from inrecon.simulate import Intervention, abdomen_phantom, coil_maps, repaint, simulate_intervention
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT / ".." / "shared"
 SMALL = {"shape": (64, 48), "coils": 4, "frames": 8, "acceleration": 4, "acs": 8}
 CLEAN = {**SMALL, "pattern": "full", "snr": np.inf}
+
+painted = cache(abdomen_phantom)
+
+
+@pytest.fixture(autouse=True)
+def _painted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most of the time goes into objects at rest, and a few do for all tests."""
+    monkeypatch.setattr("inrecon.simulate.intervention.abdomen_phantom", painted)
 
 
 def frames_of(stream: Intervention) -> list[RawFrame]:
@@ -50,6 +59,22 @@ def same(one: list[ismrmrd.Acquisition], other: list[ismrmrd.Acquisition]) -> bo
         bytes(a.getHead()) == bytes(b.getHead()) and np.array_equal(a.data, b.data)
         for a, b in zip(one, other, strict=True)
     )
+
+
+@pytest.mark.parametrize("index", [0, 5])
+def test_the_abdomen_lies_inside_the_field_of_view_and_is_nowhere_flat(index: int) -> None:
+    image = abdomen_phantom((256, 256), index=index, seed=2)
+    np.testing.assert_array_equal(image, abdomen_phantom((256, 256), index=index, seed=2))
+    magnitude = np.abs(image)
+    body = magnitude > 0
+    assert not body[[0, -1]].any()
+    assert not body[:, [0, -1]].any()
+    assert 0.3 < body.mean() < 0.6
+    assert 1.0 < magnitude.max() < 1.6
+    liver = magnitude[100:156, 50:90]
+    assert np.median(np.abs(np.diff(liver, axis=1)) / liver[:, 1:]) > 0.01  # a piecewise flat object has median 0
+    coarse = np.abs(abdomen_phantom((128, 128), index=index, seed=2))
+    np.testing.assert_array_equal(body[::2, ::2], coarse > 0)
 
 
 def test_what_neither_moves_nor_is_pierced_stays_the_same() -> None:
@@ -221,6 +246,31 @@ def test_noise_has_the_level_that_is_asked_for() -> None:
     noise = np.stack([a.data - b.data for a, b in zip(noisy.all_acquisitions(), clean.all_acquisitions(), strict=True)])
     signal = np.abs(clean.truth(0)[clean.support(0)]).mean()
     assert signal / np.sqrt((np.abs(noise) ** 2).mean()) == pytest.approx(20, rel=0.03)
+
+
+def test_noise_is_drawn_anew_for_each_readout() -> None:
+    kind = {**SMALL, "slices": 2, "motion": 0.0, "needle": False}
+    noisy, clean = (simulate_intervention(**kind, snr=snr, noise_readouts=False) for snr in (20.0, np.inf))
+    pairs = zip(noisy.all_acquisitions(), clean.all_acquisitions(), strict=True)
+    noise = np.stack([(a.data - b.data).ravel() for a, b in pairs])
+    power = np.linalg.norm(noise, axis=1)
+    alike = np.abs(noise @ noise.conj().T) / np.outer(power, power)
+    assert alike[~np.eye(len(noise), dtype=bool)].max() < 0.35
+
+
+def test_slices_of_a_frame_are_taken_one_after_the_other() -> None:
+    kind = {**CLEAN, "slices": 2, "breath": 1.5, "needle": False}
+    still, moving = simulate_intervention(**kind, motion=0.0), simulate_intervention(**kind)
+    np.testing.assert_array_equal(moving.truth(0, 0), still.truth(0, 0))
+    assert relative(moving.truth(0, 1), still.truth(0, 1)) > 0.05
+
+
+def test_vessels_brighten_with_the_pulse() -> None:
+    stream = simulate_intervention(**{**CLEAN, "shape": (96, 96)}, breath=1e6, needle=False)
+    aorta = np.s_[54:59, 49:54]
+    bright = np.array([np.abs(stream.truth(frame)[aorta]).mean() for frame in range(8)])
+    pulse = [stream.scene.motion.pulse(frame) for frame in range(8)]
+    np.testing.assert_allclose(bright / bright[0], 1 + 0.08 * np.array(pulse), atol=0.03)
 
 
 def test_the_protocol_is_that_of_the_interventional_hyperparameters() -> None:

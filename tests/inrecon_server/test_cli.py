@@ -91,6 +91,7 @@ def one_line(text: str) -> str:
         ("serve -p http", "a port is a number"),
         ("serve -p 0 -d cg_sens", "did you mean 'cg_sense'"),
         ("serve -p 0 -H 192.0.2.1", "cannot listen on 192.0.2.1:0"),
+        ("serve -p 0 --igtl-port slicer", "a port is a number"),
         ("serve -p 0 --hyperparameters nowhere", "no folder nowhere"),
         ("serve -p 0 -l nowhere/log", "nowhere/log"),
         ("serve -p 0 --state nowhere", "no folder nowhere"),

@@ -49,6 +49,7 @@ def test_an_empty_file_says_nothing(tmp_path: Path) -> None:
     ("options", "environment", "told"),
     [
         ({"port": -1}, {}, "port (option): input should be greater than or equal to 0, not -1"),
+        ({"igtl_port": 65536}, {}, "igtl_port (option): input should be less than or equal to 65535"),
         ({}, {"INRECON_PROT": "1"}, "there is no setting 'prot' (environment): did you mean 'port'?"),
         ({}, {"INRECON_ALLOW": "10.0.0.0/8, here"}, "allow.1 (environment): "),
         ({}, {"INRECON_PORT": "abc"}, "port (environment): input should be a valid integer"),
