@@ -226,7 +226,7 @@ def coil_maps(measurement: Measurement, index: int, *, fallbacks: list[str]) -> 
             raise CalibrationFailed("the scan has no fully sampled centre and no calibration lines")
         return espirit(measurement.calibration[index], shape)
     except CalibrationFailed as error:
-        _fall_back(
+        fall_back(
             "calibrate", f"{error}; coil maps from the smooth sum of squares instead, which leave aliasing", fallbacks
         )
         return smooth_sum_of_squares(measurement.kspace[index], measurement.mask)
@@ -236,7 +236,7 @@ def _guarded(frame: Frame, fit: Reconstruction | InreconError, *, fallbacks: lis
     """`fit`, or CG-SENSE's image if the fit diverged or, by a judgement of its own, is further than CG-SENSE from the
     samples held out."""
     if isinstance(fit, InreconError):
-        _fall_back("fit", f"{fit}; CG-SENSE instead", fallbacks)
+        fall_back("fit", f"{fit}; CG-SENSE instead", fallbacks)
         return CGSense().fit(frame)
     if fit.validation_loss is None:
         return fit
@@ -244,11 +244,11 @@ def _guarded(frame: Frame, fit: Reconstruction | InreconError, *, fallbacks: lis
     if linear is None or fit.validation_loss <= linear:
         return fit
     reason = f"held-out samples are nearer to CG-SENSE (loss {linear:.4g}) than to the fit ({fit.validation_loss:.4g})"
-    _fall_back("fit", f"{reason}; CG-SENSE instead", fallbacks)
+    fall_back("fit", f"{reason}; CG-SENSE instead", fallbacks)
     return CGSense().judged(frame)
 
 
-def _fall_back(room: str, reason: str, fallbacks: list[str]) -> None:
+def fall_back(room: str, reason: str, fallbacks: list[str]) -> None:
     """Announce that `room` took another way, and note it for report and Meta."""
     observe(FallBack(room=room, reason=reason))
     fallbacks.append(reason)

@@ -37,13 +37,23 @@ def width(frame: RawFrame) -> int:
     return frame.geometry.readout_size if whole else frame.geometry.encoded_matrix[0]
 
 
-def gridded(readouts: Readouts, geometry: Geometry, *, x: int, device: torch.device | str) -> Grid:
+def gridded(
+    readouts: Readouts,
+    geometry: Geometry,
+    *,
+    x: int,
+    device: torch.device | str,
+    mixing: torch.Tensor | None = None,
+) -> Grid:
     """One problem in ``(y, x)`` for a 2-D scan, one in ``(z, y)`` for each of `x` pixels of a 3-D scan.
 
-    The readout is cropped to the central `x` pixels in image space; a 3-D scan's stays there.
+    The readout is cropped to the central `x` pixels in image space; a 3-D scan's stays there. The coils are mixed by
+    `mixing` ``(coils out, coils in)`` first, if that is given.
     """
     encoded_x, y, z = geometry.encoded_matrix
     kspace = torch.from_numpy(readouts.kspace).to(device)
+    if mixing is not None:
+        kspace = torch.einsum("vc,crk->vrk", mixing, kspace)
     acquired = torch.from_numpy(readouts.acquired).to(device)
     lines = torch.from_numpy(readouts.lines).to(device)
     if z == 1:

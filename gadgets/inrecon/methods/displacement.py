@@ -81,7 +81,7 @@ class Displacement:
         """d x / d control, ``(2 points^2, *shape)``."""
         down, across = self._basis
         weights = torch.einsum("yi,xj->ijyx", down, across).flatten(0, 1)
-        return (weights[None, :, None] * slopes[:, None]).view(-1, *self._shape)
+        return (weights[None, :, None] * slopes[:, None]).reshape(-1, *self._shape)
 
     def _prior_precision(self, device: torch.device) -> torch.Tensor:
         """Inverse covariance of the control points of both axes."""

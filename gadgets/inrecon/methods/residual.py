@@ -120,9 +120,12 @@ class Tracker:
 
     def _of(self, frame: Frame) -> Prepared:
         """What is known of the samples of `frame`."""
-        key = frame.operator.mask.cpu().numpy().tobytes()
+        operator = frame.operator
+        if not isinstance(operator, ColumnSense):
+            raise TypeError("a frame that is not arranged by columns")
+        key = operator.mask.cpu().numpy().tobytes()
         if key not in self._prepared:
-            self._prepared[key] = Prepared(columnwise(frame).operator)
+            self._prepared[key] = Prepared(operator)
         self._prepared.move_to_end(key)
         while len(self._prepared) > PREPARED:
             self._prepared.popitem(last=False)
