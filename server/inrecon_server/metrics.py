@@ -46,6 +46,7 @@ class Metrics:
         self.readouts = Counter("readouts_received", "Readouts from clients.", **made)
         self.images = Counter("images_sent", "Images handed to clients' connections.", **made)
         self.frames_failed = Counter("frames_failed", "Frames of which no image could be made.", **made)
+        self.frames_skipped = Counter("frames_skipped", "Frames of streams that a newer one took the place of.", **made)
         self.latency = Histogram(
             "frame_latency_seconds", "From a frame's last readout to its image sent.", buckets=_LATENCY_S, **made
         )
