@@ -426,6 +426,46 @@ class TestAnything:
         assert summary.imaging + sum(summary.skipped.values()) == len(readouts) + 2 * LINES
         accumulator.close()
 
+    @settings(max_examples=150, deadline=None)
+    @given(
+        st.lists(
+            st.fixed_dictionaries(
+                {
+                    "line": st.integers(0, 5),
+                    "flags": st.lists(st.sampled_from([*LAST, *range(19, 24)]), max_size=2),
+                    "encoding_space_ref": st.sampled_from([0] * 6 + [1]),
+                    "average": st.integers(0, 1),
+                    "slice": st.integers(0, 1),
+                    "repetition": st.integers(0, 2),
+                    "acquisition_time_stamp": st.sampled_from([0, 1, 2, 3]),
+                }
+            ),
+            max_size=30,
+        ),
+        st.sampled_from([None, "separate"]),
+        st.sampled_from([None, 1, 2]),
+    )
+    def test_every_readout_is_counted_once_and_every_imaging_readout_is_in_one_frame(self, fields, mode, averages):
+        scan = parsed()
+        scan = replace(scan, encodings=(replace(scan.encodings[0], calibration_mode=mode, averages=averages),))
+        accumulator, frames, refused = LiveAccumulator(scan, live=Live()), [], 0
+        for n, values in enumerate(fields):
+            (one,) = stream([0], [values["line"]], start=n, flags=values["flags"])
+            for name in ("average", "slice", "repetition"):
+                setattr(one.idx, name, values[name])
+            one.encoding_space_ref = values["encoding_space_ref"]
+            one.acquisition_time_stamp = values["acquisition_time_stamp"]
+            try:
+                frames += accumulator.add(one)
+            except InvalidFrame:
+                refused += 1
+        frames += accumulator.finish()
+        summary = accumulator.summary()
+        counted = summary.imaging + summary.calibration + summary.noise + sum(summary.skipped.values())
+        assert counted + refused == len(fields)
+        assert summary.frames == len(frames)
+        assert round(sum(frame.average_count * len(frame.imaging.lines) for frame in frames)) == summary.imaging
+
     def test_memory_does_not_grow_with_the_stream(self):
         """Neither what is remembered nor what buffers hold, over wrap-arounds and faults."""
         memory = Memory(4 * LINES * 32 * (COILS * 8 + 4))
