@@ -152,7 +152,8 @@ class RawFrame:
     `imaging` holds what becomes the image (embedded calibration lines included); `calibration` holds
     calibration readouts of their own (separate or external), or None. `sample_time_us` is the imaging dwell
     time. `reference` is the serialised ISMRMRD acquisition header of the readout nearest the centre of
-    k-space; only acquire and image look inside. `average_count` is the mean number of averages a line.
+    k-space, or of the newest one of a sliding window; only acquire and image look inside. `average_count` is
+    the mean number of averages a line.
     """
 
     imaging: Readouts

@@ -23,9 +23,11 @@ from inrecon import __version__
 from inrecon.acquire import (
     LEFT_TO_GADGETRON,
     Accumulator,
+    LiveAccumulator,
     as_delivered,
     bucket_readouts,
     buffer_readouts,
+    collector,
     parse_header,
 )
 from inrecon.attempts import FRAME_ERRORS, reconstruct
@@ -191,7 +193,7 @@ class _Scan:
         folder = os.environ.get(HYPERPARAMETERS)
         self._hyperparameters = HyperparameterFiles.load(Path(folder) if folder else None)
         self._device = choose_device(os.environ.get(DEVICE, "auto"))
-        self._accumulator: Accumulator | None = None
+        self._accumulator: Accumulator | LiveAccumulator | None = None
         self._series: SeriesBySpace = {}
         self._images = 0
         self._failures = failures
@@ -219,7 +221,7 @@ class _Scan:
             return
         if self._accumulator is None:
             scan = as_delivered(self._scan, readouts) if sorted_before else self._scan
-            self._accumulator = Accumulator(scan, kept_noise=LEFT_TO_GADGETRON)
+            self._accumulator = collector(scan, live=self._request.live, kept_noise=LEFT_TO_GADGETRON)
         for readout in readouts:
             try:
                 frames = self._accumulator.add(readout)

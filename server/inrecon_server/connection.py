@@ -1,8 +1,8 @@
 """One TCP connection: a task that reads, one that reconstructs, one that writes, with bounded queues between them.
 
-The reader stops reading when frames wait for the worker, and the worker gets no more frames of this connection when its
-images wait for the client; so neither a slow worker nor a client that does not read makes memory grow or holds up
-other connections.
+The reader stops reading when frames wait for the worker (of interventional streams the newest frame takes the place of
+the one that waits), and the worker gets no more frames of this connection when its images wait for the client; so
+neither a slow worker nor a client that does not read makes memory grow or holds up other connections.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from inrecon.errors import InreconError
 from inrecon.frame import RawFrame
 from inrecon_server.capture import Capture, ended_early, kept_as
 from inrecon_server.child import Beat
+from inrecon_server.frame_queue import FrameQueue
 from inrecon_server.job import Job, JobResult
 from inrecon_server.metrics import Metrics, Outcome
 from inrecon_server.notices import Notice
@@ -121,7 +122,7 @@ class Connection:
         self._refusal = refusal
         self._capture = capture
         self._viewers = viewers
-        self._frames: asyncio.Queue[tuple[RawFrame, float] | None] = asyncio.Queue(patience.waiting_frames)
+        self._frames = FrameQueue(size=patience.waiting_frames)
         self._outgoing: asyncio.Queue[tuple[bytes, Callable[[], None]] | None] = asyncio.Queue(1)
         self._started = time.monotonic()
         self._received = 0
@@ -204,7 +205,7 @@ class Connection:
             await self._discard()
         if self._capture is not None:
             self._capture.end()
-        await self._frames.put(None)
+        await self._frames.end()
         while await self._reader.read(_READ_BYTES):
             pass
         self._sender_ended.set()
@@ -257,7 +258,9 @@ class Connection:
             async for step in self._steps(message):
                 match step:
                     case RawFrame():
-                        await self._frames.put((step, time.monotonic()))
+                        skipped = await self._frames.put(step, time.monotonic(), live=self._session.request.live)
+                        self._session.skipped += skipped
+                        self._metrics.frames_skipped.inc(skipped)
                     case Notice():
                         await self._say(step)
                     case Response() | DependencyQuery():
@@ -330,6 +333,8 @@ class Connection:
     async def _reconstruct(self) -> None:
         while (frame := await self._frames.get()) is not None:
             raw, complete_at = frame
+            for notice in self._frames.news():
+                await self._say(notice)
             job = self._session.job(raw, complete_at=complete_at)
             result = await self._result(job)
             self._metrics.frame(result.reports, fallbacks=result.fallbacks)
@@ -346,7 +351,7 @@ class Connection:
                 await self._send(image, on_sent=partial(self._image_sent, complete_at))
         if self._capture is not None:
             await self._finish_capture(self._capture)
-        for notice in self._session.summary():
+        for notice in (*self._frames.news(at_end=True), *self._session.summary()):
             await self._say(notice)
         await self._send(_CLOSE)
         await self._outgoing.put(None)

@@ -50,6 +50,7 @@ class Metrics:
         self.live_skipped = Counter("live_images_skipped", "Images left out as a viewer had not taken others.", **made)
         self.live_failed = Counter("live_images_failed", "Images of which no message to viewers could be made.", **made)
         self.frames_failed = Counter("frames_failed", "Frames of which no image could be made.", **made)
+        self.frames_skipped = Counter("frames_skipped", "Frames of streams that a newer one took the place of.", **made)
         self.latency = Histogram(
             "frame_latency_seconds", "From a frame's last readout to its image sent.", buckets=_LATENCY_S, **made
         )

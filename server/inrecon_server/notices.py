@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +15,8 @@ log = logging.getLogger(__name__)
 
 Level = Literal["INFO", "WARNING", "ERROR"]
 MAX_WARNINGS = 50
-"""How many different warnings of one scan are told."""
+"""How many different warnings of one scan are told in `PERIOD_S`."""
+PERIOD_S = 600.0
 _NUMBER = re.compile(r"\d[\d.,e+-]*")
 
 
@@ -28,10 +30,16 @@ class Notice:
 
 
 class News:
-    """Of the notices of one scan, those worth telling: all but warnings that repeat themselves or are too many."""
+    """Of the notices of one scan, those worth telling: all but warnings that repeat themselves or are too many.
 
-    def __init__(self) -> None:
+    Streams last for hours: after `PERIOD_S` by the `clock`, in seconds, as many warnings are told again.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._topics: set[str] = set()
+        self._clock = clock
+        self._since = clock()
+        self._told = self._untold = 0
 
     def of(self, notice: Notice) -> Iterator[Notice]:
         """`notice`, if it is to be told; in place of the first warning too many, that there are more."""
@@ -39,11 +47,20 @@ class News:
             yield notice
             return
         topic = notice.text if notice.topic is None else notice.topic
-        if topic in self._topics or len(self._topics) > MAX_WARNINGS:
+        if topic in self._topics:
             return
-        self._topics.add(topic)
-        full = len(self._topics) > MAX_WARNINGS
-        yield Notice(level="WARNING", text="further warnings are not shown") if full else notice
+        if (now := self._clock()) >= self._since + PERIOD_S:
+            if self._untold:
+                yield Notice(level="WARNING", text=f"{self._untold} warnings were not shown")
+            self._since, self._told, self._untold = now, 0, 0
+        if self._told < MAX_WARNINGS:
+            self._told += 1
+            self._topics.add(topic)
+            yield notice
+            return
+        if not self._untold:
+            yield Notice(level="WARNING", text="further warnings are not shown")
+        self._untold += 1
 
 
 def notice_of(event: Event) -> Notice | None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from inrecon import stream
-from inrecon.acquire import Accumulator, parse_header
+from inrecon.acquire import collector, parse_header
 from inrecon.attempts import FRAME_ERRORS, reconstruct
 from inrecon.errors import InvalidFrame
 from inrecon.events import Event, FitFinished, FitProgressed, listening
@@ -70,7 +70,7 @@ def replay(
         build(request.method, request.overrides)
     chosen = stream.choose_device(device)
     files = HyperparameterFiles.load(hyperparameters)
-    accumulator = Accumulator(parse_header(raw.header))
+    accumulator = collector(parse_header(raw.header), live=request.live)
     with _Screen(quiet=quiet) as screen, listening(screen.hear):
         for notice in notices:
             screen.tell(notice)

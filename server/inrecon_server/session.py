@@ -15,7 +15,7 @@ from typing import ParamSpec
 from ismrmrd import ACQ_IS_NOISE_MEASUREMENT
 
 from inrecon import __version__
-from inrecon.acquire import LEFT_TO_GADGETRON, Accumulator, Memory, Scan, parse_header
+from inrecon.acquire import LEFT_TO_GADGETRON, Accumulator, LiveAccumulator, Memory, Scan, collector, parse_header
 from inrecon.errors import ConfigError, InreconError
 from inrecon.events import Event, listening
 from inrecon.frame import Noise, RawFrame, Request
@@ -70,7 +70,8 @@ class Session:
 
     `receive` takes the client's messages but CLOSE, `finish` its CLOSE; both give the steps to take. `job` and `take`
     turn a frame into a job and the job's result into notices, strictly one job at a time and in the frames' order.
-    `images` and `failed` count images made and frames of which none could be. `wishes` go over whatever configuration
+    `images` and `failed` count images made and frames of which none could be, `skipped` (for the driver to set) those
+    that a newer one took the place of. `wishes` go over whatever configuration
     the client sends.
     """
 
@@ -82,7 +83,8 @@ class Session:
         self._asked_for: str | None = None
         self._header: bytes | None = None
         self._scan: Scan | None = None
-        self._accumulator: Accumulator | None = None
+        self._accumulator: Accumulator | LiveAccumulator | None = None
+        self._noise: Noise | str = ""
         self._kept_noise: Noise | None = None
         self._not_noise = 0
         self._settled = False
@@ -91,6 +93,7 @@ class Session:
         self._news = News()
         self.images = 0
         self.failed = 0
+        self.skipped = 0
 
     def receive(self, message: Message) -> Iterator[Step]:
         """What to do now that `message` has come; raises `InreconError` if the scan cannot go on."""
@@ -168,6 +171,7 @@ class Session:
             return
         seconds = time.monotonic() - self._started
         failed = f", {self.failed} frames failed" if self.failed else ""
+        failed += f", {self.skipped} skipped for newer ones" if self.skipped else ""
         left_out = f", {self._not_noise} that are not noise" if self._not_noise else ""
         text = f"{self.images} images in {seconds:.1f} s{failed}; {self._accumulator.summary()}{left_out}"
         yield Notice(level="INFO", text=text)
@@ -237,10 +241,9 @@ class Session:
             yield Notice(level="WARNING", text=f"unknown parameters are ignored: {ignored}")
 
     def _parse_header(self) -> None:
-        if self._header is not None and self._accumulator is None and not self._is_null:
+        if self._header is not None and self._scan is None and not self._is_null:
             self._scan = parse_header(self._header)
-            kept_noise = self._noise_for(self._scan)
-            self._accumulator = Accumulator(self._scan, kept_noise=kept_noise, memory=self._terms.memory)
+            self._noise = self._noise_for(self._scan)
 
     def _noise_for(self, scan: Scan) -> Noise | str:
         """What is kept of the noise that `scan` names, or why there is nothing."""
@@ -252,7 +255,7 @@ class Session:
             return str(error)
         return self._kept_noise
 
-    def _keep_noise(self, accumulator: Accumulator, scan: Scan) -> Iterator[Notice]:
+    def _keep_noise(self, accumulator: Accumulator | LiveAccumulator, scan: Scan) -> Iterator[Notice]:
         noise = accumulator.noise
         if noise is None and self._keeps_noise_only:
             yield Notice(level="WARNING", text="there were no noise readouts: nothing is kept")
@@ -309,6 +312,11 @@ class Session:
             return
         self._settled = True
         request = self._configuration.request
+        if self._scan is not None:
+            # Not before: what is asked for may still change after the header.
+            self._accumulator = collector(
+                self._scan, live=request.live, kept_noise=self._noise, memory=self._terms.memory
+            )
         method = "by protocol" if request.method is None else repr(request.method)
         asked = f"method {method}, preset {request.preset}, images {request.dtype}"
         if self._keeps_noise_only:

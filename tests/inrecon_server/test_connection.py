@@ -19,7 +19,7 @@ from inrecon_server.files import open_raw
 from inrecon_server.job import Job, JobResult, Progress
 from inrecon_server.keeping import Keeping
 from inrecon_server.metrics import Metrics
-from inrecon_server.protocol import Close, ConfigFile, Header, Message, Parser, Text, serialise
+from inrecon_server.protocol import Close, ConfigFile, Header, Message, Parser, Query, Response, Text, serialise
 from inrecon_server.session import Session, Terms
 
 QUICK = Patience(linger_s=0.2)
@@ -133,6 +133,35 @@ def test_a_worker_that_does_not_come_along_stops_the_reading(movie: SimulatedSca
             assert worker.started == 1
             reset(writer)
             await worker.cancelled.wait()
+
+    run(scenario())
+
+
+def test_of_a_stream_the_newest_frame_comes_however_slow_the_worker_is(movie: SimulatedScan) -> None:
+    made, all_came = [], asyncio.Event()
+
+    async def slowly(job: Job) -> JobResult:
+        made.append(job.raw.key.repetition)
+        await all_came.wait()
+        return JobResult(progress=job.progress, images=(b"",))
+
+    async def scenario() -> None:
+        async with connected(FakeWorker(slowly)) as (reader, writer):
+            readouts = b"".join(map(serialise, movie.acquisitions))
+            writer.write(serialise(ConfigFile("inr_imri")) + serialise(Header(movie.header)) + readouts)
+            writer.write(serialise(Query("ismrmrd::version", 1)))
+            # Answered when all readouts have been read, which a worker that does not come along has not stopped.
+            parser, heard = Parser(role="client"), []
+            while not any(isinstance(message, Response) for message in heard):
+                heard += parser.feed(await reader.read(1 << 16))
+            all_came.set()
+            writer.write(serialise(Close()))
+            heard += parser.feed(await reader.read())
+            texts = [message.text for message in heard if isinstance(message, Text)]
+            assert made == [0, 19]
+            assert "WARNING skipped for newer frames: 18 frames of slice 0 (repetitions 1 to 18)" in texts
+            assert texts[-1].startswith("INFO    2 images in")
+            assert "18 skipped for newer ones; 20 frames of" in texts[-1]
 
     run(scenario())
 

@@ -13,7 +13,7 @@ from inrecon.frame import RawFrame, Request, Series
 from inrecon.simulate import SimulatedScan, simulate_scan
 from inrecon_server.config import Wishes
 from inrecon_server.job import JobResult, Progress
-from inrecon_server.notices import MAX_WARNINGS, Notice, notice_of
+from inrecon_server.notices import MAX_WARNINGS, PERIOD_S, News, Notice, notice_of
 from inrecon_server.protocol import (
     ConfigFile,
     ConfigText,
@@ -110,6 +110,18 @@ def test_a_warning_is_told_once_their_number_is_bounded_and_that_is_told_once(sc
     assert told == ["WARNING always", *numbers, "WARNING further warnings are not shown"]
 
 
+def test_after_a_while_as_many_warnings_are_told_again_and_how_many_were_not() -> None:
+    clock = [0.0]
+    news = News(clock=lambda: clock[0])
+    first = [told.text for n in range(70) for told in news.of(Notice(level="WARNING", text=f"first {n}"))]
+    assert first[-1] == "further warnings are not shown"
+    clock[0] = PERIOD_S
+    later = [told.text for n in range(70) for told in news.of(Notice(level="WARNING", text=f"later {n}"))]
+    assert later[:2] == ["20 warnings were not shown", "later 0"]
+    assert len(later) == 1 + MAX_WARNINGS + 1
+    assert list(news.of(Notice(level="WARNING", text="first 0"))) == []
+
+
 def test_errors_and_information_are_told_however_much_was_said(scan: SimulatedScan) -> None:
     running = session(ConfigFile("inr"), Header(scan.header))
     warnings = tuple(Notice(level="WARNING", text=str(number)) for number in range(2 * MAX_WARNINGS))
@@ -179,6 +191,17 @@ def test_fire_names_the_configuration_after_the_header(scan: SimulatedScan) -> N
     first, *_ = frames([*receive(running, scan.acquisitions), *running.finish()])
     assert running.job(first, complete_at=0.0).request.method == "cg_sense"
     assert running.job(first, complete_at=0.0).request.preset == "fast"
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_what_is_asked_for_after_the_header_decides_how_readouts_are_collected(live: bool) -> None:
+    scan = simulate_scan(shape=(16, 16), coils=2, acceleration=1, acs=8, repetitions=3)
+    first, amended = ("openrecon", "inr_imri") if live else ("inr_imri", "inr")
+    running = session(ConfigFile(first), Header(scan.header), Text(f'{{"parameters": {{"config": "{amended}"}}}}'))
+    doubled = [*scan.acquisitions[:-16], *scan.acquisitions[-32:]]
+    steps = [*receive(running, doubled), *running.finish()]
+    assert [frame.key.repetition for frame in frames(steps)] == ([0, 1, 2] if live else [0, 1, 1, 2])
+    assert (running.request.live is not None) == live
 
 
 def test_json_that_names_no_configuration_does_not_make_an_unknown_one_known(scan: SimulatedScan) -> None:

@@ -5,6 +5,7 @@ from inrecon.acquire.buffers import Memory
 from inrecon.acquire.frames import raw_frames
 from inrecon.acquire.header import parse_header
 from inrecon.acquire.kept_noise import LEFT_TO_GADGETRON
+from inrecon.acquire.live import LiveAccumulator, collector
 from inrecon.acquire.readout import ENDS
 from inrecon.acquire.scan import Encoding, Limits, NotCartesian, Scan
 from inrecon.acquire.summary import Summary
@@ -16,6 +17,7 @@ __all__ = [
     "Accumulator",
     "Encoding",
     "Limits",
+    "LiveAccumulator",
     "Memory",
     "NotCartesian",
     "Scan",
@@ -23,6 +25,7 @@ __all__ = [
     "as_delivered",
     "bucket_readouts",
     "buffer_readouts",
+    "collector",
     "parse_header",
     "raw_frames",
 ]

@@ -6,11 +6,11 @@ import torch
 
 from inrecon.operators import ColumnSense
 
-STEPS = 2
+STEPS = 3
 """Gauss-Newton steps a frame; the field goes on from that of the frame before."""
 REACH_PIXELS = 4.0
 """Standard deviation of a displacement, and of the difference between neighbouring control points, before any data."""
-BEND_PIXELS = 1.5
+BEND_PIXELS = 0.7
 
 
 class Displacement:

@@ -1,0 +1,63 @@
+"""The last readouts of a slice, for streams whose lines interleave."""
+
+from collections import deque
+
+from inrecon.acquire.buffers import Budget, Line
+from inrecon.acquire.intake import Imaging
+from inrecon.acquire.pending import OpenFrame
+from inrecon.acquire.scan import SAMPLE_BYTES
+from inrecon.frame import Key
+
+
+class Window:
+    """The last `size` readouts of a slice, of which a frame is `due` after every `step` of them.
+
+    A window with fewer readouts is never due.
+    """
+
+    def __init__(self, *, size: int, step: int, budget: Budget) -> None:
+        self._size = size
+        self._step = step
+        self._budget = budget
+        self._held: deque[Imaging] = deque()
+        self._since = 0
+
+    def add(self, imaging: Imaging) -> None:
+        """Take a readout, which the oldest makes room for; raises `InvalidFrame` if the memory budget is spent."""
+        while len(self._held) >= self._size:
+            self._budget.give_back(_bytes(self._held.popleft()))
+        self._budget.take(_bytes(imaging))
+        self._held.append(imaging)
+        self._since += 1
+
+    @property
+    def due(self) -> bool:
+        """Whether it is full, and `step` readouts came since the last frame."""
+        return len(self._held) == self._size and self._since >= self._step
+
+    def restart(self) -> None:
+        """Count the steps from here on."""
+        self._since = 0
+
+    def frame(self) -> tuple[Key, OpenFrame]:
+        """The newest readout of each line, under the counters and the header of the newest of all.
+
+        Raises `InvalidFrame` if the memory budget is spent.
+        """
+        self.restart()
+        lines: dict[Line, Imaging] = {imaging.line: imaging for imaging in self._held}
+        newest = self._held[-1]
+        frame = OpenFrame(newest.encoding, budget=self._budget, follows=0)
+        try:
+            for line, imaging in lines.items():
+                frame.add(imaging.acquisition, line, imaging.placed)
+        except BaseException:
+            frame.lines.release()
+            raise
+        # The images of a stream are told apart, and ordered, by counters and times that go on with each of them.
+        frame.reference = bytes(newest.acquisition.getHead())
+        return newest.key, frame
+
+
+def _bytes(imaging: Imaging) -> int:
+    return len(imaging.placed.samples) * imaging.acquisition.number_of_samples * SAMPLE_BYTES

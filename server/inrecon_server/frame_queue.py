@@ -1,0 +1,143 @@
+"""Frames of one connection that wait for their turn: all of them, or of an interventional stream the newest."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+from inrecon.frame import Key, Live, RawFrame
+from inrecon_server.notices import Notice
+
+_FULLY_SAMPLED = 1.4
+"""Accelerations below this are those of fully sampled frames, partial Fourier included."""
+_MOST_WAITING = 256
+"""Frames of an interventional stream, of that many slices or of those that are never skipped."""
+_TOLD_EVERY_S = 10.0
+_SLICES_TOLD = 8
+
+
+@dataclass(kw_only=True)
+class _Waiting:
+    raw: RawFrame
+    complete_at: float
+    may_be_prior: bool
+
+
+@dataclass(kw_only=True)
+class _Slice:
+    """What came of a slice before: how many frames, and whether any, and the last, were fully sampled."""
+
+    frames: int = 0
+    had_full: bool = False
+    was_full: bool = False
+
+    def may_be_prior(self, raw: RawFrame, live: Live) -> bool:
+        """Whether others may be compared with this frame: the first that is fully sampled, and each that is after
+        accelerated ones; until then the first few."""
+        full = raw.protocol.acceleration < _FULLY_SAMPLED
+        found = (full and not self.was_full) or (not self.had_full and self.frames < live.prior_frames)
+        self.frames += 1
+        self.had_full, self.was_full = self.had_full or full, full
+        return found
+
+
+@dataclass(kw_only=True)
+class _Skipped:
+    first: int
+    last: int = 0
+    frames: int = 0
+
+
+@dataclass(kw_only=True)
+class FrameQueue:
+    """A queue between one task that puts frames and one that gets them.
+
+    Of a scan, and of a stream with the policy "all", `size` frames may wait and `put` waits for room. With the policy
+    "latest" a frame that waits gives its place to a newer one of its slice (contrast, phase, set and encoding space
+    counted), unless others may be compared with it; each slice waits its turn. `put` then waits only where very many
+    slices do.
+    """
+
+    size: int
+    clock: Callable[[], float] = time.monotonic
+    _waiting: list[_Waiting] = field(default_factory=list)
+    _slices: dict[Key, _Slice] = field(default_factory=dict)
+    _skipped: dict[int, _Skipped] = field(default_factory=dict)
+    _told_at: float = float("-inf")
+    _ended: bool = False
+    _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def put(self, raw: RawFrame, complete_at: float, *, live: Live | None) -> int:
+        """Let a frame wait, the last readout of which came at `complete_at`; gives how many are skipped for it.
+
+        `live` is what is asked for of an interventional stream, None of a scan.
+        """
+        latest = live is not None and live.policy == "latest"
+        waiting = _Waiting(raw=raw, complete_at=complete_at, may_be_prior=False)
+        async with self._changed:
+            if live is not None and latest:
+                waiting.may_be_prior = self._slice(raw).may_be_prior(raw, live)
+                if (at := self._replaceable(raw)) is not None:
+                    self._note_skipped(self._waiting[at].raw.key)
+                    self._waiting[at] = waiting
+                    return 1
+            room = _MOST_WAITING if latest else self.size
+            await self._changed.wait_for(lambda: len(self._waiting) < room)
+            self._waiting.append(waiting)
+            self._changed.notify_all()
+        return 0
+
+    async def end(self) -> None:
+        """Let `get` give None once nothing waits any more."""
+        async with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+    async def get(self) -> tuple[RawFrame, float] | None:
+        """The frame that has waited longest and its `complete_at`; None after the last."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._waiting or self._ended)
+            if not self._waiting:
+                return None
+            waiting = self._waiting.pop(0)
+            self._changed.notify_all()
+        return waiting.raw, waiting.complete_at
+
+    def news(self, *, at_end: bool = False) -> Iterator[Notice]:
+        """What was skipped since this was told last: from time to time, and `at_end` in any case."""
+        now = self.clock()
+        if not self._skipped or (now < self._told_at + _TOLD_EVERY_S and not at_end):
+            return
+        told = [_in_words(number, skipped) for number, skipped in sorted(self._skipped.items())]
+        more = f" and of {len(told) - _SLICES_TOLD} more slices" if len(told) > _SLICES_TOLD else ""
+        self._skipped.clear()
+        self._told_at = now
+        yield Notice(level="WARNING", text=f"skipped for newer frames: {', '.join(told[:_SLICES_TOLD])}{more}")
+
+    def _slice(self, raw: RawFrame) -> _Slice:
+        return self._slices.setdefault(_of_any_repetition(raw.key), _Slice())
+
+    def _replaceable(self, raw: RawFrame) -> int | None:
+        of = _of_any_repetition(raw.key)
+        places = (
+            at for at, one in enumerate(self._waiting) if not one.may_be_prior and _of_any_repetition(one.raw.key) == of
+        )
+        return next(places, None)
+
+    def _note_skipped(self, key: Key) -> None:
+        skipped = self._skipped.setdefault(key.slice, _Skipped(first=key.repetition))
+        skipped.last = key.repetition
+        skipped.frames += 1
+
+
+def _in_words(number: int, skipped: _Skipped) -> str:
+    frames = f"{skipped.frames} frame{'s' if skipped.frames > 1 else ''} of slice {number}"
+    if skipped.first == skipped.last:
+        return f"{frames} (repetition {skipped.first})"
+    return f"{frames} (repetitions {skipped.first} to {skipped.last})"
+
+
+def _of_any_repetition(key: Key) -> Key:
+    return replace(key, repetition=0)
