@@ -20,9 +20,8 @@ import torch
 
 from inrecon import stream
 from inrecon.condition import Conditioning, conditioned
-from inrecon.errors import InreconError
 from inrecon.events import Warned, observe
-from inrecon.frame import CoilMaps, Frame, Key, Measurement, RawFrame, Readouts, Reconstruction
+from inrecon.frame import CoilMaps, Complex, Frame, Measurement, RawFrame, Readouts, Reconstruction
 from inrecon.methods import CGSense, ResidualTV, hold_out
 from inrecon.methods.residual import HELD_OUT, ResidualMethod, Tracker
 from inrecon.operators import ColumnSense
@@ -151,14 +150,11 @@ class Slice:
         trial = tracker.linear(frame.training, weight=LINEAR_WEIGHT)
         linear, loss = frame.loss(trial), fit.validation_loss
         if linear is not None and loss is not None and linear < loss:
-            stream.fall_back(
-                "fit", f"held-out samples are nearer to SENSE (loss {linear:.4g}) than to the fit ({loss:.4g})", fallbacks
-            )
+            reason = f"held-out samples are nearer to SENSE (loss {linear:.4g}) than to the fit ({loss:.4g})"
+            stream.fall_back("fit", f"{reason}; SENSE instead", fallbacks)
             image = tracker.linear(frame, weight=LINEAR_WEIGHT)
             fit = dataclasses.replace(fit, image=image, trial=trial, validation_loss=linear)
-        return Followed(
-            measurement=measurement, frame=frame, fit=fit, prior=self.prior, fallbacks=tuple(fallbacks)
-        )
+        return Followed(measurement=measurement, frame=frame, fit=fit, prior=self.prior, fallbacks=tuple(fallbacks))
 
     def _is_doubtful(self, fit: Reconstruction) -> bool:
         """Whether the held-out samples say that the prior serves worse than it did; takes note of what they say."""
@@ -230,19 +226,18 @@ def mean_of(frames: Sequence[RawFrame]) -> RawFrame:
     """The frame that holds each line of `frames`, averaged over those that have it."""
     first = frames[0]
     lines, where = np.unique(np.concatenate([raw.imaging.lines for raw in frames]), axis=0, return_inverse=True)
-    where = where.reshape(-1)
     kspace = np.concatenate([raw.imaging.kspace for raw in frames], axis=1)
     acquired = np.concatenate([raw.imaging.acquired for raw in frames])
-    total = np.zeros((len(kspace), len(lines), kspace.shape[2]), np.complex64)
-    counts = np.zeros((len(lines), kspace.shape[2]), np.int64)
-    np.add.at(total, (slice(None), where), kspace)
-    np.add.at(counts, where, acquired)
-    imaging = Readouts(kspace=total / np.maximum(counts, 1).astype(np.float32), lines=lines, acquired=counts > 0)
+    # A matrix of ones and zeros, a row for each line: numpy sums no repeated indices.
+    belongs = (where.reshape(-1) == np.arange(len(lines))[:, None]).astype(np.float32)
+    counts = belongs @ acquired.astype(np.float32)
+    total: Complex = np.einsum("lr,crx->clx", belongs, kspace)
+    imaging = Readouts(kspace=(total / np.maximum(counts, 1)).astype(np.complex64), lines=lines, acquired=counts > 0)
     _, y, z = first.geometry.encoded_matrix
     return dataclasses.replace(
         frames[-1],
         imaging=imaging,
         calibration=first.calibration,
         protocol=dataclasses.replace(first.protocol, acceleration=y * z / len(lines)),
-        average_count=first.average_count * len(where) / len(lines),
+        average_count=first.average_count * acquired.shape[0] / len(lines),
     )
