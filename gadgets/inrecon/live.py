@@ -14,11 +14,11 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import ismrmrd
 import numpy as np
 import torch
 
 from inrecon import stream
+from inrecon.acquire import Place
 from inrecon.condition import Conditioning, conditioned
 from inrecon.events import Warned, observe
 from inrecon.frame import CoilMaps, Complex, Frame, Measurement, RawFrame, Readouts, Reconstruction
@@ -32,38 +32,6 @@ PRIOR_ITERATIONS = 100
 STALE = 1.5
 """By what factor a held-out loss exceeds the median so far when the prior is put in question."""
 REMEMBERED = 16
-MOVED_MM = 0.5
-TURNED = 1e-3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a slice lies: what a prior must have in common with a frame."""
-
-    position_mm: tuple[float, float, float]
-    directions: tuple[float, ...]
-    matrix: tuple[int, int, int]
-    fov_mm: tuple[float, float, float]
-
-    @classmethod
-    def of(cls, raw: RawFrame) -> Place:
-        """That of `raw`."""
-        head = ismrmrd.AcquisitionHeader.from_buffer_copy(raw.reference)
-        geometry = raw.geometry
-        return cls(
-            position_mm=tuple(head.position),
-            directions=(*head.read_dir, *head.phase_dir, *head.slice_dir),
-            matrix=geometry.encoded_matrix,
-            fov_mm=geometry.encoded_fov_mm,
-        )
-
-    def is_near(self, other: Place) -> bool:
-        """Whether both are the same but for rounding."""
-        return (
-            (self.matrix, self.fov_mm) == (other.matrix, other.fov_mm)
-            and np.allclose(self.position_mm, other.position_mm, rtol=0, atol=MOVED_MM)
-            and np.allclose(self.directions, other.directions, rtol=0, atol=TURNED)
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
