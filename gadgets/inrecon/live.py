@@ -64,6 +64,12 @@ class Prior:
     source: str
     fallbacks: tuple[str, ...] = ()
 
+    def why_not(self, raw: RawFrame) -> str:
+        """What the slice of `raw` has not in common with this one; nothing if it has all."""
+        if raw.coils != self.conditioning.mixing.shape[1]:
+            return f"has {raw.coils} coils after {self.conditioning.mixing.shape[1]}"
+        return "" if self.place.is_near(Place.of(raw)) else "has moved"
+
     def on(self, device: str) -> Prior:
         """The same on `device`."""
         maps, found = self.maps, self.conditioning
@@ -199,8 +205,8 @@ class Slice:
 
     def next(self, raw: RawFrame) -> Followed:
         """The image of `raw`, and what it changes for the frames after it. Raises `InvalidFrame`, `FitDiverged`."""
-        if self.prior is not None and not self.prior.place.is_near(Place.of(raw)):
-            observe(Warned(text=f"slice {raw.key.slice} has moved: a new prior is made"))
+        if self.prior is not None and (reason := self.prior.why_not(raw)):
+            observe(Warned(text=f"slice {raw.key.slice} {reason}: a new prior is made"))
             self.forget()
         if is_complete(raw):
             self._gathered.clear()
