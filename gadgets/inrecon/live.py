@@ -3,15 +3,16 @@
     acquire -> condition and coil maps as the prior has them -> fit what differs from the prior -> image
 
 The prior is an image of the same slice: the first fully sampled frame, the mean of the first few frames where none is,
-or that of an earlier scan. `stream.reconstruct` makes images of what has none, and cannot have one.
+or that of an earlier scan. Frames that cannot have one go the way of a scan's (`stream.reconstruct`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import statistics
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,12 +21,29 @@ import torch
 from inrecon import stream
 from inrecon.acquire import Place
 from inrecon.condition import Conditioning, conditioned
+from inrecon.deadline import time_limit
+from inrecon.errors import FitDiverged
 from inrecon.events import Warned, observe
-from inrecon.frame import CoilMaps, Complex, Frame, Measurement, RawFrame, Readouts, Reconstruction
+from inrecon.frame import (
+    CoilMaps,
+    Complex,
+    Frame,
+    Key,
+    Live,
+    Measurement,
+    RawFrame,
+    Readouts,
+    Reconstruction,
+    Request,
+    SeriesBySpace,
+)
+from inrecon.hyperparams import HyperparameterFiles
 from inrecon.methods import CGSense, ResidualTV, hold_out
 from inrecon.methods.residual import HELD_OUT, ResidualMethod, Tracker
 from inrecon.operators import ColumnSense
 
+DEFAULT = "residual_inr"
+"""The method of frames for which none is asked for."""
 LINEAR_WEIGHT = 0.01
 """Of the closed-form SENSE image that a fit must be nearer to the held-out samples than."""
 PRIOR_ITERATIONS = 100
@@ -45,6 +63,112 @@ class Prior:
     image: torch.Tensor
     source: str
     fallbacks: tuple[str, ...] = ()
+
+    def on(self, device: str) -> Prior:
+        """The same on `device`."""
+        maps, found = self.maps, self.conditioning
+        return dataclasses.replace(
+            self,
+            image=self.image.to(device),
+            maps=dataclasses.replace(maps, csm=maps.csm.to(device), support=maps.support.to(device)),
+            conditioning=dataclasses.replace(found, mixing=found.mixing.to(device), unmix=found.unmix.to(device)),
+        )
+
+
+class Stream:
+    """All slices of one stream, in the process that reconstructs it.
+
+    What must not be lost with the process are the `priors`, as bytes that another process can go on with.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._slices: dict[Key, Slice] = {}
+        self._generation = 0
+        self._kept: dict[Key, Prior] = {}
+        self.priors: dict[Key, bytes] = {}
+
+    def restore(self, priors: Mapping[Key, bytes]) -> None:
+        """Go on with `priors` of slices that this process has not seen yet."""
+        for key, prior in priors.items():
+            self.priors.setdefault(key, prior)
+
+    def forget(self, raw: RawFrame) -> None:
+        """Begin again with the next frame of this slice, as something has gone wrong with it."""
+        self._slices.pop(_of_any_repetition(raw), None)
+        self.priors.pop(_of_any_repetition(raw), None)
+
+    def reconstruct(
+        self,
+        raw: RawFrame,
+        *,
+        request: Request,
+        hyperparameters: HyperparameterFiles,
+        series: SeriesBySpace,
+        seconds: float | None = None,
+    ) -> stream.Result:
+        """As `stream.reconstruct`, for a frame of a stream; raises the same."""
+        clock = stream.Stopwatch()
+        with clock("look_up"):
+            entry = hyperparameters.look_up(raw.protocol)
+            resolved = entry.resolve(dataclasses.replace(request, method=request.method or DEFAULT))
+        method = resolved.method
+        if not isinstance(method, ResidualMethod) or not _can_have_prior(raw):
+            return stream.reconstruct(
+                raw,
+                request=request,
+                hyperparameters=hyperparameters,
+                device=self._device,
+                series=series,
+                seconds=seconds,
+            )
+        with time_limit(None if seconds is None else stream.FIT_SHARE * seconds), clock("fit"):
+            followed = self._slice(raw, method, request).next(raw)
+        self._keep(raw, followed.prior)
+        measurement, frame, fit = followed.measurement, followed.frame, followed.fit
+        csm = frame.maps.csm
+        linear = CGSense().fit(frame).image if request.compare else None
+        solved = stream.Solved(
+            image=stream.as_acquired(measurement, csm, fit.image, scale=1.0),
+            linear=None if linear is None else stream.as_acquired(measurement, csm, linear, scale=1.0),
+            reconstruction=fit,
+            maps=frame.maps,
+            fallbacks=followed.fallbacks,
+        )
+        facts = stream.report_of(raw, resolved, measurement, [solved], device=self._device, reasons=())
+        return stream.published(
+            raw,
+            measurement,
+            [solved],
+            report=facts | {"prior": followed.prior.source},
+            request=request,
+            series=series,
+            clock=clock,
+        )
+
+    def _slice(self, raw: RawFrame, method: ResidualMethod, request: Request) -> Slice:
+        """That of `raw`, with all that is known of it."""
+        live = request.live or Live()
+        if live.generation != self._generation:
+            self._generation = live.generation
+            self._slices.clear()
+            self.priors.clear()
+        key = _of_any_repetition(raw)
+        found = self._slices.get(key)
+        if found is None or found.method != method:
+            found = Slice(method=method, prior_frames=live.prior_frames, device=self._device)
+            if key in self.priors:
+                prior: Prior = pickle.loads(self.priors[key])  # noqa: S301  pickled by this program
+                found.prior = self._kept[key] = prior.on(self._device)
+            self._slices[key] = found
+        return found
+
+    def _keep(self, raw: RawFrame, prior: Prior) -> None:
+        """Note a prior that is new."""
+        key = _of_any_repetition(raw)
+        if self._kept.get(key) is not prior:
+            self._kept[key] = prior
+            self.priors[key] = pickle.dumps(prior.on("cpu"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +236,13 @@ class Slice:
         if self._tracker is None:
             self._tracker = self.method.tracker(frame)
         tracker, fallbacks = self._tracker, list(self.prior.fallbacks)
-        fit = tracker.follow(frame)
+        try:
+            fit = tracker.follow(frame)
+        except FitDiverged as error:
+            self._tracker = None
+            stream.fall_back("fit", f"{error}; SENSE instead", fallbacks)
+            image = tracker.linear(frame, weight=LINEAR_WEIGHT)
+            fit = Reconstruction(image=image, iterations=1, stopped_by="closed form")
         if self._is_doubtful(fit):
             fit = self._without_prior(raw, frame, fit, fallbacks)
         trial = tracker.linear(frame.training, weight=LINEAR_WEIGHT)
@@ -181,6 +311,15 @@ def framed(measurement: Measurement, maps: CoilMaps, *, prior: torch.Tensor | No
         noise_level=measurement.noise_level,
         prior=prior,
     )
+
+
+def _of_any_repetition(raw: RawFrame) -> Key:
+    return dataclasses.replace(raw.key, repetition=0)
+
+
+def _can_have_prior(raw: RawFrame) -> bool:
+    """Whether `raw` is one 2-D problem of whole readouts."""
+    return raw.geometry.encoded_matrix[2] == 1 and bool(raw.imaging.acquired.all())
 
 
 def is_complete(raw: RawFrame) -> bool:

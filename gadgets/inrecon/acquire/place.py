@@ -15,8 +15,8 @@ TURNED = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Position of the centre, directions of readout, phase and slice one after the other, matrix ``(x, y, z)``, field of
-    view."""
+    """Position of the centre; directions of readout, phase and slice one after the other; encoded matrix and field of
+    view ``(x, y, z)``."""
 
     position_mm: tuple[float, float, float]
     directions: tuple[float, ...]
