@@ -44,7 +44,7 @@ class Displacement:
 
         What the field leaves unexplained counts as noise, too, so that what appears does not bend what is there.
         """
-        samples = int(operator.sampled.sum()) * len(kspace)
+        samples = max(int(operator.sampled.sum()), 1) * len(kspace)
         for _ in range(STEPS):
             values, *slopes = self._sampled()
             residual = operator.forward(values.view(self._shape)) - kspace

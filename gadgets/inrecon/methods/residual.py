@@ -87,8 +87,11 @@ class Tracker:
         self._prepared: OrderedDict[bytes, Prepared] = OrderedDict()
 
     def follow(self, frame: Frame) -> Reconstruction:
-        """The next frame; its prior is that of the first one. Raises `FitDiverged`."""
-        started = time.perf_counter()
+        """The next frame; its prior is that of the first one. Raises `FitDiverged`.
+
+        A frame that is not by columns gets no trial: what is held out of it is not what can be held out here.
+        """
+        started, given = time.perf_counter(), frame
         frame = columnwise(frame)
         seen, everything = self._of(frame.training), self._of(frame)
         base = self._base(seen, frame)
@@ -97,6 +100,8 @@ class Tracker:
         )
         if not torch.isfinite(torch.view_as_real(result.image)).all():
             raise FitDiverged(f"{self._method.name} diverged: its image is not finite")
+        if frame is not given:
+            result = dataclasses.replace(result, trial=None, validation_loss=None)
         if self._displacement is not None:
             remark = f"tissue moved by up to {self._displacement.largest:.1f} pixels"
             result = dataclasses.replace(result, remark="; ".join(filter(None, (result.remark, remark))))
@@ -185,7 +190,7 @@ class ResidualMethod(Method):
         return self.tracker(frame).follow(frame)
 
     def judged(self, frame: Frame) -> Reconstruction:
-        """`fit`, which judges itself."""
+        """`fit`, which judges itself where the frame is by columns, and cannot be judged where it is not."""
         return self.fit(frame)
 
 
