@@ -9,6 +9,7 @@ or that of an earlier scan. Frames that cannot have one go the way of a scan's (
 from __future__ import annotations
 
 import dataclasses
+import math
 import pickle
 import statistics
 from collections import deque
@@ -250,7 +251,7 @@ class Slice:
             image = tracker.linear(frame, weight=LINEAR_WEIGHT)
             fit = Reconstruction(image=image, iterations=1, stopped_by="closed form")
         if self._is_doubtful(fit):
-            fit = self._without_prior(raw, frame, fit, fallbacks)
+            fit = self._again(raw, frame, fit, fallbacks)
         trial = tracker.linear(frame.training, weight=LINEAR_WEIGHT)
         linear, loss = frame.loss(trial), fit.validation_loss
         if linear is not None and loss is not None and linear < loss:
@@ -269,16 +270,31 @@ class Slice:
             self._losses.append(fit.validation_loss)
         return doubtful
 
-    def _without_prior(self, raw: RawFrame, frame: Frame, fit: Reconstruction, fallbacks: list[str]) -> Reconstruction:
-        """`fit`, or an image without the prior, and a new prior from now on, if held-out samples are nearer to that."""
-        alone = ResidualTV(iterations=PRIOR_ITERATIONS).fit(dataclasses.replace(frame, prior=None))
-        if alone.validation_loss is None or fit.validation_loss is None or alone.validation_loss >= fit.validation_loss:
+    def _again(self, raw: RawFrame, frame: Frame, fit: Reconstruction, fallbacks: list[str]) -> Reconstruction:
+        """A frame that its prior has not served well: the held-out samples choose between `fit`, another fit with the
+        prior moved as a whole, and an image without it, which then begins a new prior."""
+        if self._tracker is None:
             return fit
-        losses = f"held-out loss {fit.validation_loss:.4g}, {alone.validation_loss:.4g} without it"
-        stream.fall_back("prior", f"the prior does not fit any more ({losses}): a new one is gathered", fallbacks)
-        self._gathered[:] = [raw]
-        self._tracker = None
-        return alone
+        alone = ResidualTV(iterations=PRIOR_ITERATIONS).fit(dataclasses.replace(frame, prior=None))
+        self._tracker.realign(frame, alone.image)
+        realigned = self._tracker.follow(frame)
+        best = min((fit, realigned, alone), key=_loss)
+        place = f"slice {raw.key.slice}, repetition {raw.key.repetition}"
+        losses = f"held-out loss {_loss(fit):.4g}, {_loss(best):.4g} now"
+        if best is alone:
+            stream.fall_back(
+                "prior", f"{place}: the prior does not fit any more ({losses}): a new one is made", fallbacks
+            )
+            self._gathered[:] = [raw]
+            self._tracker = None
+        elif best is realigned:
+            observe(Warned(text=f"{place}: the patient has moved, and the prior with it ({losses})"))
+        return best
+
+
+def _loss(fit: Reconstruction) -> float:
+    """On held-out samples; more than any where nothing judges."""
+    return math.inf if fit.validation_loss is None else fit.validation_loss
 
 
 def begin(raw: RawFrame, *, source: str, device: str) -> Followed:

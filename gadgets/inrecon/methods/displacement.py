@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from inrecon.operators import ColumnSense
@@ -11,6 +13,9 @@ STEPS = 3
 REACH_PIXELS = 4.0
 """Standard deviation of a displacement, and of the difference between neighbouring control points, before any data."""
 BEND_PIXELS = 0.7
+
+LARGEST_TURN = 10
+"""In degrees, either way, of a patient who has moved."""
 
 
 class Displacement:
@@ -56,6 +61,37 @@ class Displacement:
             slope = misfit + self._precision @ self.control.flatten()
             self.control = self.control - torch.linalg.solve(curvature, slope).view_as(self.control)
 
+    def realign(self, image: torch.Tensor) -> None:
+        """Begin with the rigid motion that takes the prior's magnitude nearest to that of `image`, to a pixel and a
+        degree: the correlation for each angle by one Fourier transform."""
+        *_, rows, columns = self._shape
+        goal = torch.fft.fft2(_magnitude(image.view(-1, rows, columns)))
+        best = 0.0
+        for degrees in range(-LARGEST_TURN, LARGEST_TURN + 1):
+            self.control = self._rigid(math.radians(degrees), shift=(0.0, 0.0))
+            turned = _magnitude(self._sampled()[0])
+            correlation = torch.fft.ifft2(goal * torch.fft.fft2(turned).conj()).real
+            found = float(correlation.max() / torch.linalg.vector_norm(turned).clamp(min=1e-30))
+            if found > best:
+                best, angle = found, math.radians(degrees)
+                down, across = divmod(int(correlation.argmax()), columns)
+                shift = ((down + rows // 2) % rows - rows // 2, (across + columns // 2) % columns - columns // 2)
+        self.control = self._rigid(angle, shift=shift) if best > 0 else torch.zeros_like(self.control)
+
+    def _rigid(self, angle: float, *, shift: tuple[float, float]) -> torch.Tensor:
+        """Control points of the field that turns the prior by `angle` and moves it by `shift` pixels: a field that is
+        linear in place has its own values for them."""
+        *_, rows, columns = self._shape
+        places = [
+            (torch.arange(self._points, device=self.control.device) - 1.0) * ((n - 1) / max(self._points - 3, 1))
+            for n in (rows, columns)
+        ]
+        y, x = torch.meshgrid(*places, indexing="ij")
+        down, across = y - shift[0] - rows // 2, x - shift[1] - columns // 2
+        cosine, sine = math.cos(angle), math.sin(angle)
+        turned = cosine * down - sine * across, sine * down + cosine * across
+        return torch.stack([turned[0] + rows // 2 - y, turned[1] + columns // 2 - x])
+
     @property
     def largest(self) -> float:
         """The largest displacement in pixels."""
@@ -92,6 +128,11 @@ class Displacement:
         bending = torch.kron(along, eye) + torch.kron(eye, along)
         one = torch.eye(n * n, device=device) / REACH_PIXELS**2 + bending / BEND_PIXELS**2
         return torch.block_diag(one, one)
+
+
+def _magnitude(images: torch.Tensor) -> torch.Tensor:
+    """Root sum of squares ``(rows, columns)`` of all sets."""
+    return torch.linalg.vector_norm(images, dim=0)
 
 
 def _upsampled(images: torch.Tensor) -> torch.Tensor:

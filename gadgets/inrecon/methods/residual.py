@@ -107,6 +107,12 @@ class Tracker:
             result = dataclasses.replace(result, remark="; ".join(filter(None, (result.remark, remark))))
         return announced(result, method=self._method.name, started=started)
 
+    def realign(self, frame: Frame, image: torch.Tensor) -> None:
+        """Begin again where the prior, moved as a whole, is nearest to `image` of this frame."""
+        self._difference = self._method.difference(columnwise(frame))
+        if self._displacement is not None:
+            self._displacement.realign(image)
+
     def linear(self, frame: Frame, *, weight: float) -> torch.Tensor:
         """argmin |A x - y|^2 + weight |x|^2 of the samples of `frame`, in closed form."""
         frame = columnwise(frame)
