@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from inrecon.errors import DeviceBroken, InreconError, InvalidProtocolFile, NoHyperparameters, first_line
 from inrecon.events import Event, FallBack, Warned, listening, observe
-from inrecon.frame import RawFrame, Request, SeriesBySpace
+from inrecon.frame import Key, RawFrame, Request, SeriesBySpace
 from inrecon_server.notices import News, Notice, notice_of
 from inrecon_server.protocol import serialise
 
@@ -31,12 +31,15 @@ class Progress:
     """What the next job of a scan takes over from the last one.
 
     `hyperparameters` is a pickled `HyperparameterFiles`, which the front cannot open without torch; None before
-    the first job has read the files. `tuned` are the encoding spaces for which inline tuning has had its time.
+    the first job has read the files. `tuned` are the encoding spaces for which inline tuning has had its time. `priors`
+    are what frames of a stream are compared with, by key with repetition 0, in a form that the worker alone reads; of a
+    result, at least those that its job has made.
     """
 
     series: SeriesBySpace = field(default_factory=dict)
     hyperparameters: bytes | None = None
     tuned: frozenset[int] = frozenset()
+    priors: Mapping[Key, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,7 @@ class Job:
 
     `due` is the time of this machine's monotonic clock at which the image is wanted, None for when it is done. `no_fit`
     says why CG-SENSE shall stand in for the fit. `last_good` are the pickled files of the folder as they were when all
-    of them could be used.
+    of them could be used. `stream` tells frames of one interventional stream from those of others, None for a scan's.
     """
 
     raw: RawFrame
@@ -65,6 +68,7 @@ class Job:
     due: float | None = None
     no_fit: str | None = None
     last_good: bytes | None = None
+    stream: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,11 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import ParamSpec
+from uuid import uuid4
 
 from ismrmrd import ACQ_IS_NOISE_MEASUREMENT
 
@@ -42,7 +43,7 @@ from inrecon_server.scan_state import NoiseNotFound, ScanState
 
 log = logging.getLogger(__name__)
 
-Step = RawFrame | Notice | Response | DependencyQuery
+Step = RawFrame | Notice | Request | Response | DependencyQuery
 
 P = ParamSpec("P")
 
@@ -68,7 +69,8 @@ class Terms:
 class Session:
     """The life of one scan; whoever drives it carries the messages, runs the jobs and sends what it is told to.
 
-    `receive` takes the client's messages but CLOSE, `finish` its CLOSE; both give the steps to take. `job` and `take`
+    `receive` takes the client's messages but CLOSE, `finish` its CLOSE; both give the steps to take, among them, once
+    and before the first frame, what is asked for. `job` and `take`
     turn a frame into a job and the job's result into notices, strictly one job at a time and in the frames' order.
     `images` and `failed` count images made and frames of which none could be, `skipped` (for the driver to set) those
     that a newer one took the place of. `wishes` go over whatever configuration
@@ -89,6 +91,7 @@ class Session:
         self._not_noise = 0
         self._settled = False
         self._progress = Progress()
+        self._stream = uuid4().hex
         self._started = time.monotonic()
         self._news = News()
         self.images = 0
@@ -155,11 +158,13 @@ class Session:
             hyperparameters=self._terms.hyperparameters,
             device=self._terms.device,
             inline_tuning=self._terms.inline_tuning,
+            stream=None if request.live is None else self._stream,
         )
 
     def take(self, result: JobResult) -> Iterator[Notice]:
         """Keep what the next job needs of `result`; gives what is worth telling."""
-        self._progress = result.progress
+        priors = {**self._progress.priors, **result.progress.priors}
+        self._progress = replace(result.progress, priors=priors)
         self.images += len(result.images)
         self.failed += not result.images
         for notice in result.notices:
@@ -304,7 +309,7 @@ class Session:
         yield from notices
         yield from frames
 
-    def _settle(self) -> Iterator[Notice]:
+    def _settle(self) -> Iterator[Notice | Request]:
         """Hold the sender to the configuration from now on."""
         if self._refused is not None:
             raise self._refused
@@ -317,6 +322,8 @@ class Session:
             self._accumulator = collector(
                 self._scan, live=request.live, kept_noise=self._noise, memory=self._terms.memory
             )
+            if not self._keeps_noise_only:
+                yield request
         method = "by protocol" if request.method is None else repr(request.method)
         asked = f"method {method}, preset {request.preset}, images {request.dtype}"
         if self._keeps_noise_only:
