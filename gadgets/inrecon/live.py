@@ -89,7 +89,7 @@ class Stream:
     """
 
     def __init__(self, device: str) -> None:
-        self._device = device
+        self.device = device
         self._slices: dict[Key, Slice] = {}
         self._generation = 0
         self._kept: dict[Key, Prior] = {}
@@ -125,7 +125,7 @@ class Stream:
                 raw,
                 request=request,
                 hyperparameters=hyperparameters,
-                device=self._device,
+                device=self.device,
                 series=series,
                 seconds=seconds,
             )
@@ -142,7 +142,7 @@ class Stream:
             maps=frame.maps,
             fallbacks=followed.fallbacks,
         )
-        facts = stream.report_of(raw, resolved, measurement, [solved], device=self._device, reasons=())
+        facts = stream.report_of(raw, resolved, measurement, [solved], device=self.device, reasons=())
         return stream.published(
             raw,
             measurement,
@@ -163,10 +163,10 @@ class Stream:
         key = _of_any_repetition(raw)
         found = self._slices.get(key)
         if found is None or found.method != method:
-            found = Slice(method=method, prior_frames=live.prior_frames, device=self._device)
+            found = Slice(method=method, prior_frames=live.prior_frames, device=self.device)
             if key in self.priors:
                 prior: Prior = pickle.loads(self.priors[key])  # noqa: S301  pickled by this program
-                found.prior = self._kept[key] = prior.on(self._device)
+                found.prior = self._kept[key] = prior.on(self.device)
             self._slices[key] = found
         return found
 

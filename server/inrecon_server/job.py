@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -22,8 +23,12 @@ from inrecon_server.protocol import serialise
 if TYPE_CHECKING:
     from inrecon.hyperparams import HyperparameterFiles
     from inrecon.hyperparams.snapshot import State
+    from inrecon.live import Stream
 
 log = logging.getLogger(__name__)
+
+STREAMS = 4
+"""Of how many streams, the last that a process was at, it and the front keep the priors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +113,7 @@ def run_job(job: Job) -> JobResult:
     try:
         with listening(hear):
             files, progress, last_good = _hyperparameters(job)
+            live = _stream(job)
             result = reconstruct(
                 job.raw,
                 request=job.request,
@@ -116,7 +122,10 @@ def run_job(job: Job) -> JobResult:
                 series=progress.series,
                 due=job.due,
                 no_fit=job.no_fit,
+                live=live,
             )
+            if live is not None:
+                progress = replace(progress, priors=dict(live.priors))
     except DeviceBroken:
         raise
     except InreconError as error:
@@ -136,6 +145,28 @@ def run_job(job: Job) -> JobResult:
     return JobResult(progress=progress, notices=tuple(notices), last_good=last_good)
 
 
+_streams: OrderedDict[str, Stream] = OrderedDict()
+"""The interventional streams that this process was at last; what must not be lost with it is in the jobs' priors."""
+
+
+def _stream(job: Job) -> Stream | None:
+    """The interventional stream that the frame belongs to, as far as this process knows it; None for a scan's."""
+    if job.stream is None:
+        return None
+    from inrecon.live import Stream
+    from inrecon.stream import choose_device
+
+    device = choose_device(job.device)
+    found = _streams.get(job.stream)
+    if found is None or found.device != device:  # by a process that was lost to a GPU it is gone on with on the CPU
+        found = _streams[job.stream] = Stream(device)
+    _streams.move_to_end(job.stream)
+    while len(_streams) > STREAMS:
+        _streams.popitem(last=False)
+    found.restore(job.progress.priors)
+    return found
+
+
 def _hyperparameters(job: Job) -> tuple[HyperparameterFiles, Progress, bytes | None]:
     """The files as they were at the scan's first job, whatever has become of them since, and what was tuned then; and
     the files by themselves, if they were read just now and can be used."""
@@ -153,7 +184,8 @@ def _hyperparameters(job: Job) -> tuple[HyperparameterFiles, Progress, bytes | N
             files = pickle.loads(job.last_good)  # noqa: S301  pickled here, in our own process
     tuned = known.tuned
     # A search takes its time whatever the deadline is; and where the fit is what failed, it would fail again.
-    if job.inline_tuning is not None and space not in tuned and job.due is None and job.no_fit is None:
+    live = job.stream is not None
+    if job.inline_tuning is not None and space not in tuned and job.due is None and job.no_fit is None and not live:
         from inrecon import stream
         from inrecon.tuning import tuned_for
 

@@ -6,10 +6,7 @@ from collections import OrderedDict
 from dataclasses import replace
 
 from inrecon.frame import Key
-from inrecon_server.job import Progress
-
-STREAMS = 4
-"""Of how many streams, the last that a process was at, both ends keep the priors."""
+from inrecon_server.job import STREAMS, Progress
 
 
 class Priors:
