@@ -354,7 +354,7 @@ class Live:
     is. A frame is the readouts of a repetition or, of streams whose lines interleave, the last `window` readouts of its
     slice, after every `step` of them (None: all of a window). `prior` is the measurement ID of an earlier scan that
     the first frame is compared with; without it that is the first fully sampled frame, or the mean of the first
-    `prior_frames`. A new one is made when `generation` changes.
+    `prior_frames`.
     """
 
     policy: FramePolicy = "latest"
@@ -362,7 +362,6 @@ class Live:
     step: int | None = None
     prior: str | None = None
     prior_frames: int = 4
-    generation: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

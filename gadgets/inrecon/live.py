@@ -21,6 +21,7 @@ import torch
 
 from inrecon import stream
 from inrecon.acquire import Place
+from inrecon.calibrate import widened
 from inrecon.condition import Conditioning, conditioned
 from inrecon.deadline import time_limit
 from inrecon.errors import FitDiverged
@@ -47,10 +48,15 @@ DEFAULT = "residual_inr"
 """The method of frames for which none is asked for."""
 LINEAR_WEIGHT = 0.01
 """Of the closed-form SENSE image that a fit must be nearer to the held-out samples than."""
+MARGIN = 0.06
+"""Of the field of view, by which coil maps are widened for what moves to where nothing was."""
 PRIOR_ITERATIONS = 100
 STALE = 1.5
 """By what factor a held-out loss exceeds the median so far when the prior is put in question."""
 REMEMBERED = 16
+STALE_FRAMES = 3
+"""For how many frames in a row an image without the prior must be better before a new one is made: a deep breath goes
+by, and what comes after it is nearer to the old one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +97,6 @@ class Stream:
     def __init__(self, device: str) -> None:
         self.device = device
         self._slices: dict[Key, Slice] = {}
-        self._generation = 0
         self._kept: dict[Key, Prior] = {}
         self.priors: dict[Key, bytes] = {}
 
@@ -156,10 +161,6 @@ class Stream:
     def _slice(self, raw: RawFrame, method: ResidualMethod, request: Request) -> Slice:
         """That of `raw`, with all that is known of it."""
         live = request.live or Live()
-        if live.generation != self._generation:
-            self._generation = live.generation
-            self._slices.clear()
-            self.priors.clear()
         key = _of_any_repetition(raw)
         found = self._slices.get(key)
         if found is None or found.method != method:
@@ -203,6 +204,7 @@ class Slice:
     _gathered: list[RawFrame] = field(default_factory=list)
     _tracker: Tracker | None = None
     _losses: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    _refused: list[RawFrame] = field(default_factory=list)
 
     def next(self, raw: RawFrame) -> Followed:
         """The image of `raw`, and what it changes for the frames after it. Raises `InvalidFrame`, `FitDiverged`."""
@@ -215,8 +217,7 @@ class Slice:
         if self.prior is None or self._gathered:
             self._gathered.append(raw)
             frames = len(self._gathered)
-            first = self._gathered[0].key.repetition
-            followed = self._begin(mean_of(self._gathered), f"the mean of {frames} frames from repetition {first} on")
+            followed = self._begin(mean_of(self._gathered), _mean_in_words(self._gathered))
             if frames >= self.prior_frames:
                 self._gathered.clear()
             if frames == 1:
@@ -228,6 +229,7 @@ class Slice:
         self.prior, self._tracker = None, None
         self._gathered.clear()
         self._losses.clear()
+        self._refused.clear()
 
     def _begin(self, raw: RawFrame, source: str) -> Followed:
         """Make `raw` the prior; it is its own image."""
@@ -252,6 +254,8 @@ class Slice:
             fit = Reconstruction(image=image, iterations=1, stopped_by="closed form")
         if self._is_doubtful(fit):
             fit = self._again(raw, frame, fit, fallbacks)
+        else:
+            self._refused.clear()
         trial = tracker.linear(frame.training, weight=LINEAR_WEIGHT)
         linear, loss = frame.loss(trial), fit.validation_loss
         if linear is not None and loss is not None and linear < loss:
@@ -272,7 +276,7 @@ class Slice:
 
     def _again(self, raw: RawFrame, frame: Frame, fit: Reconstruction, fallbacks: list[str]) -> Reconstruction:
         """A frame that its prior has not served well: the held-out samples choose between `fit`, another fit with the
-        prior moved as a whole, and an image without it, which then begins a new prior."""
+        prior moved as a whole, and an image without it; where the last is best several times, a new prior is made."""
         if self._tracker is None:
             return fit
         alone = ResidualTV(iterations=PRIOR_ITERATIONS).fit(dataclasses.replace(frame, prior=None))
@@ -281,15 +285,24 @@ class Slice:
         best = min((fit, realigned, alone), key=_loss)
         place = f"slice {raw.key.slice}, repetition {raw.key.repetition}"
         losses = f"held-out loss {_loss(fit):.4g}, {_loss(best):.4g} now"
-        if best is alone:
-            stream.fall_back(
-                "prior", f"{place}: the prior does not fit any more ({losses}): a new one is made", fallbacks
-            )
-            self._gathered[:] = [raw]
-            self._tracker = None
-        elif best is realigned:
-            observe(Warned(text=f"{place}: the patient has moved, and the prior with it ({losses})"))
+        if best is not alone:
+            self._refused.clear()
+            if best is realigned:
+                observe(Warned(text=f"{place}: the patient has moved, and the prior with it ({losses})"))
+            return best
+        stream.fall_back("prior", f"{place}: the prior does not fit ({losses}): an image without it", fallbacks)
+        self._refused.append(raw)
+        if len(self._refused) >= STALE_FRAMES:
+            observe(Warned(text=f"{place}: the prior has not fitted {STALE_FRAMES} frames: a new one is made"))
+            refused = list(self._refused)
+            self.forget()
+            self._gathered[:] = refused
+            self.prior = begin(mean_of(refused), source=_mean_in_words(refused), device=self.device).prior
         return best
+
+
+def _mean_in_words(frames: Sequence[RawFrame]) -> str:
+    return f"the mean of {len(frames)} frames from repetition {frames[0].key.repetition} on"
 
 
 def _loss(fit: Reconstruction) -> float:
@@ -301,7 +314,8 @@ def begin(raw: RawFrame, *, source: str, device: str) -> Followed:
     """The prior that `raw` makes, and its image; raises `InvalidFrame`."""
     measurement, conditioning = conditioned(raw, device=device)
     fallbacks: list[str] = []
-    maps = stream.coil_maps(measurement, 0, fallbacks=fallbacks)
+    found = stream.coil_maps(measurement, 0, fallbacks=fallbacks)
+    maps = widened(found, round(MARGIN * max(found.support.shape)))
     frame = framed(measurement, maps, prior=None)
     complete = is_complete(raw)
     fit = CGSense().fit(frame) if complete else ResidualTV(displacement=0, iterations=PRIOR_ITERATIONS).fit(frame)
@@ -309,7 +323,7 @@ def begin(raw: RawFrame, *, source: str, device: str) -> Followed:
         place=Place.of(raw),
         conditioning=conditioning,
         maps=maps,
-        image=fit.image,
+        image=fit.image * found.support,  # no noise from where nothing was
         source=source,
         fallbacks=tuple(fallbacks),
     )

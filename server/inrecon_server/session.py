@@ -20,8 +20,9 @@ from inrecon.acquire import LEFT_TO_GADGETRON, Accumulator, LiveAccumulator, Mem
 from inrecon.errors import ConfigError, InreconError
 from inrecon.events import Event, listening
 from inrecon.frame import Noise, RawFrame, Request
-from inrecon_server.config import Configuration, Wishes, amend, configure, names
+from inrecon_server.config import Configuration, Wishes, amend, asks_for_prior, configure, names
 from inrecon_server.job import InlineTuning, Job, JobResult, Progress
+from inrecon_server.kept_priors import KeptPriors, PriorNotFound
 from inrecon_server.noise_query import answer, measurement_asked_for
 from inrecon_server.notices import News, Notice, notice_of
 from inrecon_server.protocol import (
@@ -52,8 +53,8 @@ P = ParamSpec("P")
 class Terms:
     """What every scan finds at a server: settings, and what it shares with others.
 
-    `memory` lends to the buffers of all scans, `state` is what is kept from one to the next. `can_save`: whether there
-    is a folder for the readouts of a client that wants them kept.
+    `memory` lends to the buffers of all scans, `state` and `priors` are what is kept from one to the next. `can_save`:
+    whether there is a folder for the readouts of a client that wants them kept.
     """
 
     hyperparameters: Path | None = None
@@ -63,6 +64,7 @@ class Terms:
     deadline_s: float | None = None
     memory: Memory | None = None
     state: ScanState = field(default_factory=ScanState)
+    priors: KeptPriors = field(default_factory=KeptPriors)
     can_save: bool = False
 
 
@@ -92,6 +94,7 @@ class Session:
         self._settled = False
         self._progress = Progress()
         self._stream = uuid4().hex
+        self._at_work = ""
         self._started = time.monotonic()
         self._news = News()
         self.images = 0
@@ -149,6 +152,7 @@ class Session:
     def job(self, raw: RawFrame, *, complete_at: float) -> Job:
         """The job that makes images of `raw`, the last readout of which came at that time of the monotonic clock."""
         request = self.request
+        self._at_work = self._stream
         deadline_s = self._terms.deadline_s if request.deadline_s is None else request.deadline_s
         return Job(
             raw=raw,
@@ -163,8 +167,12 @@ class Session:
 
     def take(self, result: JobResult) -> Iterator[Notice]:
         """Keep what the next job needs of `result`; gives what is worth telling."""
-        priors = {**self._progress.priors, **result.progress.priors}
+        priors = self._progress.priors
+        if self._at_work == self._stream:  # else a new prior was asked for meanwhile
+            priors = {**priors, **result.progress.priors}
         self._progress = replace(result.progress, priors=priors)
+        if priors and self._scan is not None and self._scan.measurement_id is not None:
+            self._terms.priors.keep(self._scan.measurement_id, priors)
         self.images += len(result.images)
         self.failed += not result.images
         for notice in result.notices:
@@ -231,6 +239,10 @@ class Session:
     def _amend(self, text: str) -> Iterator[Notice]:
         if not text.lstrip().startswith("{"):
             log.info("a text of %d characters from the client has no meaning here", len(text))
+        elif self._settled and self.request.live is not None and asks_for_prior(text):
+            self._stream = uuid4().hex
+            self._progress = replace(self._progress, priors={})
+            yield Notice(level="INFO", text="a new prior is made, as was asked for")
         elif self._settled:
             yield Notice(level="WARNING", text="the configuration cannot change after the first readout; ignored")
         else:
@@ -329,6 +341,15 @@ class Session:
         if self._keeps_noise_only:
             asked = "noise is kept for later scans, no images are made"
         yield Notice(level="INFO", text=f"inrecon {__version__}, configuration {self._configuration.name}: {asked}")
+        if request.live is not None and request.live.prior is not None:
+            yield self._named_prior(request.live.prior)
+
+    def _named_prior(self, measurement_id: str) -> Notice:
+        try:
+            self._progress = replace(self._progress, priors=self._terms.priors.of(measurement_id))
+        except PriorNotFound as error:
+            return Notice(level="WARNING", text=str(error))
+        return Notice(level="INFO", text="frames are compared with the prior of an earlier scan")
 
 
 def machine_memory() -> int:

@@ -50,16 +50,20 @@ class Displacement:
         What the field leaves unexplained counts as noise, too, so that what appears does not bend what is there.
         """
         samples = max(int(operator.sampled.sum()), 1) * len(kspace)
+        curvature: torch.Tensor | None = None
         for _ in range(STEPS):
-            values, *slopes = self._sampled()
+            values, *both = self._sampled()
+            slopes = torch.stack(both)
             residual = operator.forward(values.view(self._shape)) - kspace
             variance = noise**2 + residual.abs().square().sum() / samples
-            jacobian = self._jacobian(torch.stack(slopes))
-            projected = operator.by_columns(grams, jacobian)
-            curvature = _inner(jacobian, projected) / variance + self._precision
-            misfit = _inner(jacobian, operator.adjoint(residual)[None])[:, 0] / variance
+            if curvature is None:  # the dearest by far, and nearly the same in the steps that follow
+                curvature = self._curvature(operator, slopes, grams)
+            pull = (slopes.conj() * operator.adjoint(residual).view_as(values)).real.sum(1)
+            down, across = self._basis
+            misfit = torch.einsum("yi,ayx,xj->aij", down, pull, across).flatten() / variance
             slope = misfit + self._precision @ self.control.flatten()
-            self.control = self.control - torch.linalg.solve(curvature, slope).view_as(self.control)
+            step = torch.linalg.solve(curvature / variance + self._precision, slope)
+            self.control = self.control - step.view_as(self.control)
 
     def realign(self, image: torch.Tensor) -> None:
         """Begin with the rigid motion that takes the prior's magnitude nearest to that of `image`, to a pixel and a
@@ -113,11 +117,15 @@ class Displacement:
         )
         return torch.view_as_complex(found[0].view(3, -1, 2, rows, columns).permute(0, 1, 3, 4, 2).contiguous())
 
-    def _jacobian(self, slopes: torch.Tensor) -> torch.Tensor:
-        """d x / d control, ``(2 points^2, *shape)``."""
+    def _curvature(self, operator: ColumnSense, slopes: torch.Tensor, grams: torch.Tensor) -> torch.Tensor:
+        """Real part of J^H A^H A J, J the change of the image with the control points."""
         down, across = self._basis
         weights = torch.einsum("yi,xj->ijyx", down, across).flatten(0, 1)
-        return (weights[None, :, None] * slopes[:, None]).reshape(-1, *self._shape)
+        jacobian = (weights[None, :, None] * slopes[:, None]).reshape(-1, *self._shape)
+        one, other = (
+            torch.view_as_real(images).flatten(1) for images in (jacobian, operator.by_columns(grams, jacobian))
+        )
+        return one @ other.T
 
     def _prior_precision(self, device: torch.device) -> torch.Tensor:
         """Inverse covariance of the control points of both axes."""
@@ -155,8 +163,3 @@ def _cubic(size: int, points: int, device: torch.device) -> torch.Tensor:
     near = 2 / 3 - distance.square() + distance**3 / 2
     far = (2 - distance).clamp(min=0) ** 3 / 6
     return torch.where(distance < 1, near, far)
-
-
-def _inner(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Real inner products of all of `one` with all of `other`, stacked along their first axes."""
-    return (one.flatten(1).conj() @ other.flatten(1).T).real

@@ -280,7 +280,12 @@ class TVDifference(Difference):
 
 def _clipped(field: torch.Tensor, weight: float) -> torch.Tensor:
     """Each vector of `field` ``(2, ...)`` with a length of at most `weight`."""
-    return field / (torch.linalg.vector_norm(field, dim=0) / weight).clamp(min=1)
+    return field / (lengths(field) / weight).clamp(min=1)
+
+
+def lengths(field: torch.Tensor) -> torch.Tensor:
+    """Of each vector of `field` ``(2, ...)``: several times faster than the norm of complex numbers."""
+    return torch.view_as_real(field).square().sum((0, -1)).sqrt()
 
 
 def _judged(frame: Frame, result: Reconstruction) -> Reconstruction:

@@ -129,7 +129,7 @@ class _NetworkDifference(Difference):
         with torch.no_grad():
             error = problem.operator.forward(correction) - problem.missing
             gradient = problem.operator.adjoint(error)
-        jumps = differences(difference + correction).abs().square().sum(0)
+        jumps = torch.view_as_real(differences(difference + correction)).square().sum((0, -1))
         variation = (jumps + (ROUNDING * self._unit) ** 2).sqrt().sum()
         penalty = self._method.network_tv * self._method.tv_weight * problem.noise * variation
         pull = (torch.view_as_real(correction) * torch.view_as_real(gradient)).sum()
