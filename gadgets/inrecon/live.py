@@ -23,7 +23,7 @@ from inrecon import stream
 from inrecon.acquire import Place
 from inrecon.condition import Conditioning, conditioned
 from inrecon.deadline import time_limit
-from inrecon.errors import FitDiverged
+from inrecon.errors import FitDiverged, InvalidFrame
 from inrecon.events import Warned, observe
 from inrecon.frame import (
     CoilMaps,
@@ -205,7 +205,9 @@ class Slice:
     _losses: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
     def next(self, raw: RawFrame) -> Followed:
-        """The image of `raw`, and what it changes for the frames after it. Raises `InvalidFrame`, `FitDiverged`."""
+        """The image of `raw`, and what it changes for the frames after it: nothing if it raises `InvalidFrame`."""
+        if not raw.imaging.kspace.any():
+            raise InvalidFrame("the frame's samples are all zero")
         if self.prior is not None and (reason := self.prior.why_not(raw)):
             observe(Warned(text=f"slice {raw.key.slice} {reason}: a new prior is made"))
             self.forget()
@@ -213,12 +215,10 @@ class Slice:
             self._gathered.clear()
             return self._begin(raw, f"the fully sampled frame of repetition {raw.key.repetition}")
         if self.prior is None or self._gathered:
-            self._gathered.append(raw)
-            frames = len(self._gathered)
-            first = self._gathered[0].key.repetition
-            followed = self._begin(mean_of(self._gathered), f"the mean of {frames} frames from repetition {first} on")
-            if frames >= self.prior_frames:
-                self._gathered.clear()
+            gathered = [*self._gathered, raw]
+            frames, first = len(gathered), gathered[0].key.repetition
+            followed = self._begin(mean_of(gathered), f"the mean of {frames} frames from repetition {first} on")
+            self._gathered = gathered if frames < self.prior_frames else []
             if frames == 1:
                 return followed
         return self._follow(raw)
