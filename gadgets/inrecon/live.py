@@ -24,7 +24,7 @@ from inrecon.acquire import Place
 from inrecon.calibrate import widened
 from inrecon.condition import Conditioning, conditioned
 from inrecon.deadline import time_limit
-from inrecon.errors import FitDiverged
+from inrecon.errors import FitDiverged, InvalidFrame
 from inrecon.events import Warned, observe
 from inrecon.frame import (
     CoilMaps,
@@ -207,7 +207,9 @@ class Slice:
     _refused: list[RawFrame] = field(default_factory=list)
 
     def next(self, raw: RawFrame) -> Followed:
-        """The image of `raw`, and what it changes for the frames after it. Raises `InvalidFrame`, `FitDiverged`."""
+        """The image of `raw`, and what it changes for the frames after it: nothing if it raises `InvalidFrame`."""
+        if not raw.imaging.kspace.any():
+            raise InvalidFrame("the frame's samples are all zero")
         if self.prior is not None and (reason := self.prior.why_not(raw)):
             observe(Warned(text=f"slice {raw.key.slice} {reason}: a new prior is made"))
             self.forget()
@@ -215,11 +217,10 @@ class Slice:
             self._gathered.clear()
             return self._begin(raw, f"the fully sampled frame of repetition {raw.key.repetition}")
         if self.prior is None or self._gathered:
-            self._gathered.append(raw)
-            frames = len(self._gathered)
-            followed = self._begin(mean_of(self._gathered), _mean_in_words(self._gathered))
-            if frames >= self.prior_frames:
-                self._gathered.clear()
+            gathered = [*self._gathered, raw]
+            frames = len(gathered)
+            followed = self._begin(mean_of(gathered), _mean_in_words(gathered))
+            self._gathered = gathered if frames < self.prior_frames else []
             if frames == 1:
                 return followed
         return self._follow(raw)
