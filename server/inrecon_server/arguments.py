@@ -199,7 +199,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("suite", choices=("quality", "tuning"), help="which benchmark")
+    parser.add_argument("suite", choices=("quality", "tuning", "live"), help="which benchmark")
     parser.add_argument(
         "rest",
         nargs=argparse.REMAINDER,
