@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from quality.cases import InvalidCases
 
 from inrecon import live
+from inrecon.frame import RawFrame
 from inrecon.methods import BilevelINR, Method, build, methods
 from inrecon.methods.residual import ResidualMethod
 from inrecon.stream import combined
@@ -24,19 +24,38 @@ Answer = tuple[torch.Tensor, bool]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Opening:
+    """How a stream begins: the frame that the prior is made of, the prior, and the networks that were trained on that
+    frame, shared by the contestants of the stream."""
+
+    raw: RawFrame
+    prior: live.Prior
+    device: str
+    pretrained: dict[tuple[BilevelINR, int], Tuned] = dataclasses.field(default_factory=dict)
+
+    def network(self, how: FineTuning) -> Tuned:
+        """Pre-trained as `how` says."""
+        key = how.network, how.pretraining
+        if key not in self.pretrained:
+            frame = whole(self.prior.conditioning.apply(self.raw), self.prior.maps)
+            self.pretrained[key] = Tuned(how.network, frame, iterations=how.pretraining)
+        return self.pretrained[key]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Contestant:
     """One way to reconstruct frames: `label` names it in tables; `how` None is the first frame's image again."""
 
     label: str
     how: Method | FineTuning | None
 
-    def on(self, prior: live.Prior, *, device: str, pretrained: dict[Any, Tuned]) -> Run:
-        """Begin a stream with what its first frame gave; `pretrained` is shared by all contestants of the stream."""
+    def on(self, opening: Opening) -> Run:
+        """Begin a stream."""
         if isinstance(self.how, ResidualMethod):
-            return Following(self.how, device)
+            return Following(self.how, opening.device)
         if isinstance(self.how, FineTuning):
-            return Tuning(self.how, prior, pretrained)
-        return Alone(self.how, prior)
+            return Tuning(self.how, opening)
+        return Alone(self.how, opening.prior)
 
 
 class Run:
@@ -83,23 +102,15 @@ class Alone(Run):
 class Tuning(Run):
     """Each frame from the weights of the first one."""
 
-    def __init__(self, how: FineTuning, prior: live.Prior, pretrained: dict[Any, Tuned]) -> None:
-        self._how, self._prior, self._pretrained = how, prior, pretrained
-
-    def begin(self, moment: Moment) -> None:
-        """The last of the frames that the prior is made of is what the network is trained on."""
-        if self._how.pretrained not in self._pretrained:
-            method, iterations = self._how.pretrained
-            frame = whole(self._prior.conditioning.apply(moment.raw), self._prior.maps)
-            self._pretrained[self._how.pretrained] = Tuned(method, frame, iterations=iterations)
+    def __init__(self, how: FineTuning, opening: Opening) -> None:
+        self._how, self._prior, self._tuned = how, opening.prior, opening.network(how)
 
     def next(self, moment: Moment) -> Answer | None:
         if moment.number % self._how.every:
             return None
         measurement = self._prior.conditioning.apply(moment.raw)
         frame = whole(measurement, self._prior.maps)
-        tuned = self._pretrained[self._how.pretrained]
-        image = tuned.tuned(frame, iterations=self._how.iterations, towards=self._how.towards)
+        image = self._tuned.tuned(frame, iterations=self._how.iterations, towards=self._how.towards)
         return combined(measurement, self._prior.maps.csm, image), False
 
 

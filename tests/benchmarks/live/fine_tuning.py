@@ -36,15 +36,10 @@ class FineTuning:
     """
 
     network: BilevelINR
-    pretraining: int = 2000
+    pretraining: int = 1000
     iterations: int = 500
     towards: float = 0.0
     every: int = 1
-
-    @property
-    def pretrained(self) -> tuple[BilevelINR, int]:
-        """What the pre-trained network depends on."""
-        return self.network, self.pretraining
 
 
 class Tuned:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from quality.cases import InvalidCases
+from quality.cases import InvalidCases, checked
 from quality.facts import environment
 
 from inrecon import live
@@ -22,7 +22,7 @@ from inrecon.errors import InreconError
 from inrecon.simulate import Intervention
 from inrecon.stream import choose_device, warm_up
 from live.cases import CASES, Case, load, stream_of
-from live.contestants import PRIOR_FRAMES, Contestant, Run, parse
+from live.contestants import PRIOR_FRAMES, Contestant, Opening, Run, parse
 from live.judge import Course, Moment
 from live.plot import draw
 from live.results import Row, table
@@ -74,7 +74,7 @@ def _run(options: argparse.Namespace) -> int:
     contestants = parse(options.methods)
     changes = {name: value for name in ("frames", "seeds") if (value := getattr(options, name)) is not None}
     cases = [
-        Case.model_validate(case.model_dump() | changes)
+        checked(Case, case.model_dump() | changes, where=case.name)
         for case in load(options.cases)
         if any(fnmatch(case.name, pattern.strip()) for pattern in options.only.split(","))
     ]
@@ -117,9 +117,8 @@ def compared(
     moments = iter(Course(stream))
     gathered = list(islice(moments, 1 if case.first_full else PRIOR_FRAMES))
     raw = live.mean_of([moment.raw for moment in gathered]) if len(gathered) > 1 else gathered[0].raw
-    prior = live.begin(raw, source="the first frames", device=device).prior
-    pretrained: dict[Any, Any] = {}
-    runs = [one.on(prior, device=device, pretrained=pretrained) for one in contestants]
+    opening = Opening(raw=raw, prior=live.begin(raw, source="the first frames", device=device).prior, device=device)
+    runs = [one.on(opening) for one in contestants]
     for run in runs:
         for moment in gathered:
             run.begin(moment)
