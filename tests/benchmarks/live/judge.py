@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from inrecon.acquire import Accumulator, parse_header
 from inrecon.frame import RawFrame
 from inrecon.methods.network import surrounded
-from inrecon.quality import psnr, scale_to
+from inrecon.quality import change_error, psnr, scale_to
 from inrecon.simulate import Intervention
 
 Real = NDArray[np.float64]
@@ -56,10 +56,10 @@ class Moment:
         """
         fitted = np.abs(image) * scale_to(image, self.truth, self.support)
         found = {"psnr": psnr(image, self.truth, self.support)}
-        if self.changed.any():
-            found["changed"] = _relative(fitted, self.truth, self.first, self.changed)
+        for name, before, where in (("changed", self.first, self.changed), ("needle", self.bare, self.needle)):
+            if where.any():
+                found[name] = change_error(image, self.truth, before, support=self.support, changed=where)
         if self.needle.any():
-            found["needle"] = _relative(fitted, self.truth, self.bare, self.needle)
             found["contrast"] = self._shown(fitted, self.needle)
         if self.tip.any():
             found["tip"] = self._shown(fitted, self.tip)
@@ -109,7 +109,3 @@ class Course:
     @staticmethod
     def _truth(stream: Intervention, number: int) -> Real:
         return np.abs(stream.truth(number)).astype(np.float64)
-
-
-def _relative(fitted: Real, truth: Real, other: Real, where: Mask) -> float:
-    return float(np.linalg.norm((fitted - truth)[where]) / np.linalg.norm((other - truth)[where]))
