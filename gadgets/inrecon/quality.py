@@ -68,6 +68,26 @@ def nrmse(image: ArrayLike, reference: ArrayLike, support: ArrayLike) -> float:
     return float(normalized_root_mse(truth[inside], fitted[inside], normalization="euclidean"))
 
 
+def change_error(
+    image: ArrayLike, reference: ArrayLike, before: ArrayLike, *, support: ArrayLike, changed: ArrayLike
+) -> float:
+    """The error of `image` where the object has `changed` since `before`, over the error of `before` there: 0 where the
+    change is shown as it is, 1 where nothing of it is.
+
+    PSNR of a whole image says little of the part that has changed, if that is small. Scale and phase do not count, as
+    above: the scale is that in `support`, beyond which `changed` may reach. Raises `InvalidFrame` as `psnr` does, and
+    where nothing has changed.
+    """
+    where = np.asarray(changed, bool)
+    fitted, truth, old = (np.abs(np.asarray(values, np.complex128)) for values in (image, reference, before))
+    if not fitted.shape == truth.shape == old.shape == where.shape:
+        raise InvalidFrame(f"images {fitted.shape}, {truth.shape} and {old.shape} for a region {where.shape}")
+    largest = float(np.linalg.norm((old - truth)[where]))
+    if largest == 0:
+        raise InvalidFrame("nothing has changed, so there is nothing to measure by")
+    return float(np.linalg.norm((scale_to(image, reference, support) * fitted - truth)[where])) / largest
+
+
 def scale_to(image: ArrayLike, reference: ArrayLike, support: ArrayLike) -> float:
     """The factor that brings the magnitude of `image` nearest to that of `reference` in `support` (least squares).
 

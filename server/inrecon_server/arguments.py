@@ -196,10 +196,13 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("raw", type=Path, nargs="?", metavar="RAW.h5", help="default: a simulated scan")
     parser.add_argument("--output", type=Path, default=Path("demo-output"), metavar="DIR", help="(%(default)s)")
     parser.add_argument("--preset", choices=PRESETS, default="standard", help="how much time to spend (%(default)s)")
+    parser.add_argument("--imri", action="store_true", help="an interventional stream at the pace of its acquisition")
+    parser.add_argument("--frames", type=_count, default=20, metavar="N", help="of --imri (%(default)s)")
+    parser.add_argument("--rate", type=float, default=1.0, metavar="HZ", help="frames a second of --imri (%(default)g)")
 
 
 def _add_bench(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("suite", choices=("quality", "tuning"), help="which benchmark")
+    parser.add_argument("suite", choices=("quality", "tuning", "live"), help="which benchmark")
     parser.add_argument(
         "rest",
         nargs=argparse.REMAINDER,

@@ -386,9 +386,17 @@ def _check(options: argparse.Namespace) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     from inrecon_server.demo import DemoFailed, demo
+    from inrecon_server.imri_demo import imri_demo
 
+    if options.imri and options.raw is not None:
+        raise InreconError("--imri simulates its stream: it takes no raw file")
+    if not 0 < options.rate < 1e4 or options.frames < 2:
+        raise InreconError("--imri needs at least 2 frames, and a rate above 0")
     try:
-        demo(options.output, raw=options.raw, preset=options.preset)
+        if options.imri:
+            imri_demo(options.output, frames=options.frames, rate=options.rate, preset=options.preset)
+        else:
+            demo(options.output, raw=options.raw, preset=options.preset)
     except DemoFailed as error:
         raise Failed(str(error)) from error
     return 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,14 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 from inrecon.errors import InvalidFrame
-from inrecon.quality import measure, scale_to
+from inrecon.quality import change_error, measure, psnr, scale_to
 
 Image = NDArray[np.number]
 
 ERROR_GAIN = 5
-GROUND, INK, QUIET = "#000000", "#f2f2f2", "#b4b8be"
+MARGIN = 6
+GROUND, INK, QUIET, ACCENT = "#000000", "#f2f2f2", "#b4b8be", "#e69f00"
+LINES = ("#56b4e9", "#e69f00", "#cc79a7", "#009e73")
 PANEL_INCHES, CAPTION_INCHES, TITLE_INCHES, DOTS_PER_INCH = 3.0, 0.55, 0.4, 150
 
 
@@ -48,6 +50,61 @@ def side_by_side(
         inside = np.ones(reference.shape, bool) if support is None else support
         figure = _with_truth(images, reference, inside, title=title)
     figure.savefig(path, format="png")
+
+
+def intervention(
+    path: Path,
+    *,
+    reference: Image,
+    before: Image,
+    images: Mapping[str, Image],
+    support: NDArray[np.bool_],
+    changed: NDArray[np.bool_],
+    latency_s: Mapping[str, Sequence[float]],
+    title: str,
+) -> None:
+    """Write a PNG of a frame of an interventional stream: `reference` is its truth, `before` that of the first frame.
+
+    As `side_by_side` has it, but each image carries its error in the region that has `changed`, over that of `before`,
+    and the errors are grey, in one window, that region outlined. Below the reference is a histogram of `latency_s`,
+    the seconds that images took, by method. Raises `InvalidFrame` for unequal shapes.
+    """
+    near = _around(support)
+    figure, panels = _sheet(2, 1 + len(images), support[near].shape, title=title)
+    white = _peak(np.abs(reference)[support])
+    truth = np.abs(reference) / white
+    _show(panels[0, 0], truth[near], name="truth", note=f"errors below are {ERROR_GAIN} times brighter")
+    for (above, below), (name, image) in zip(panels.T[1:], images.items(), strict=True):
+        note = f"PSNR {psnr(image, truth, support):.1f} dB"
+        if changed.any():
+            error = change_error(image, truth, np.abs(before) / white, support=support, changed=changed)
+            note = f"changed region {error:.2f}    {note}"
+            below.contour(changed[near], levels=[0.5], colors=[ACCENT], linewidths=0.6, alpha=0.7)
+        fitted = np.abs(image) * scale_to(image, truth, support)
+        _show(above, fitted[near], name=name, note=note)
+        below.imshow(np.abs(fitted - truth)[near], cmap="gray", vmin=0, vmax=1 / ERROR_GAIN)
+    _latencies(panels[1, 0], latency_s)
+    figure.savefig(path, format="png")
+
+
+def _around(support: NDArray[np.bool_]) -> tuple[slice, slice]:
+    """The box of `support` and a little beyond."""
+    ends = [(int(at.min()), int(at.max())) for at in np.nonzero(support)]
+    down, across = (slice(max(first - MARGIN, 0), last + 1 + MARGIN) for first, last in ends)
+    return down, across
+
+
+def _latencies(axes: Axes, latency_s: Mapping[str, Sequence[float]]) -> None:
+    """How long images took, in the place of an image."""
+    inset = axes.inset_axes((0.14, 0.2, 0.82, 0.76), facecolor=GROUND)
+    longest = max((seconds for times in latency_s.values() for seconds in times), default=1.0)
+    edges = np.linspace(0, longest, 21).tolist()
+    colours = [LINES[number % len(LINES)] for number in range(len(latency_s))]
+    inset.hist(list(latency_s.values()), bins=edges, stacked=True, color=colours, label=list(latency_s))
+    inset.set_xlabel("seconds from last readout to image", color=INK, fontsize=9)
+    inset.set_ylabel("frames", color=INK, fontsize=9)
+    inset.tick_params(colors=QUIET, labelsize=8)
+    inset.legend(fontsize=8, labelcolor=INK, frameon=False)
 
 
 def _without_truth(images: Mapping[str, Image], *, title: str) -> Figure:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from skimage.metrics import peak_signal_noise_ratio
 
 from inrecon.errors import InvalidFrame
-from inrecon.quality import Quality, measure, nrmse, psnr, scale_to, ssim
+from inrecon.quality import Quality, change_error, measure, nrmse, psnr, scale_to, ssim
 
 RNG = np.random.default_rng(0)
 REFERENCE = RNG.uniform(0.5, 2, (24, 20)) * np.exp(1j * RNG.uniform(0, 6, (24, 20)))
@@ -129,3 +129,20 @@ def test_an_empty_margin_changes_nothing() -> None:
     image = REFERENCE + 0.3 * NOISE
     wider = [np.pad(values, ((9, 4), (0, 7))) for values in (image, REFERENCE, head)]
     np.testing.assert_allclose(as_tuple(measure(*wider)), as_tuple(measure(image, REFERENCE, head)))
+
+
+def test_the_error_of_a_change_is_that_of_what_lacks_it() -> None:
+    changed = np.zeros_like(SUPPORT)
+    changed[10:13, 8:12] = True
+    before = np.where(changed, 0.3 * REFERENCE, REFERENCE)
+    where = {"support": SUPPORT, "changed": changed}
+    assert change_error(5j * REFERENCE, REFERENCE, before, **where) == pytest.approx(0, abs=1e-12)
+    assert change_error(before, REFERENCE, before, **where) == pytest.approx(1, rel=0.1)
+    half = np.where(changed, 0.65 * REFERENCE, REFERENCE)
+    assert change_error(half, REFERENCE, before, **where) == pytest.approx(0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("before", [REFERENCE, REFERENCE[1:]])
+def test_what_has_not_changed_has_no_such_error(before: NDArray[np.complex128]) -> None:
+    with pytest.raises(InvalidFrame):
+        change_error(REFERENCE, REFERENCE, before, support=SUPPORT, changed=SUPPORT)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from inrecon.errors import InvalidFrame
-from inrecon_server.picture import side_by_side
+from inrecon_server.picture import intervention, side_by_side
 
 ROWS, COLUMNS = np.mgrid[-20:20, -16:16]
 SUPPORT = np.hypot(ROWS, COLUMNS) < 14
@@ -74,3 +74,28 @@ def test_what_does_not_fit_is_refused(
     with pytest.raises(InvalidFrame, match="two-dimensional shape"):
         side_by_side(tmp_path / "p.png", reference=reference, images=images, support=None, title="t")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_an_intervention_shows_errors_in_grey_and_latencies(tmp_path: Path, moved: bool) -> None:
+    changed = np.zeros_like(SUPPORT)
+    changed[18:22, 14:18] = moved
+    before = np.where(changed, 0, REFERENCE)
+    intervention(
+        tmp_path / "p.png",
+        reference=REFERENCE,
+        before=before,
+        images={"before": before, "now": 3 * REFERENCE},
+        support=SUPPORT,
+        changed=changed,
+        latency_s={"now": [0.1, 0.2, 0.2], "none": []},
+        title="t",
+    )
+    picture = pixels(tmp_path / "p.png")
+    height, width = picture.shape[0] // 2, picture.shape[1] // 3
+    errors = picture[height + 60 :, width:].astype(int)
+    coloured = np.ptp(errors, axis=2) > 20
+    assert coloured.any() == moved  # the outline of the region, and nothing else
+    assert (errors[:, :width].min(axis=2) > 200).any() == moved
+    assert (errors[~coloured][:, 0] < 60).mean() > 0.9
+    assert (np.ptp(picture[height:, :width].astype(int), axis=2) > 50).any()  # the histogram

@@ -1,0 +1,1 @@
+"""`inrecon bench live`: interventional streams frame by frame, by methods that follow, forget, or copy."""
