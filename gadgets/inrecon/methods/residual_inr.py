@@ -37,6 +37,7 @@ class ResidualINR(ResidualTV):
     """
 
     name: ClassVar[str] = "residual_inr"
+    tv_weight: float = tunable(0.25, low=0.01, high=5.0, log=True, symbol="lambda_s")
     network_iterations: int = bounded(30, low=0, high=10_000)
     learning_rate: float = tunable(1e-2, low=1e-4, high=1e-1, log=True, symbol="tau")
     network_tv: float = tunable(0.5, low=0.05, high=1.0, log=True)
