@@ -297,7 +297,7 @@ class Slice:
             observe(Warned(text=f"{place}: the prior has not fitted {STALE_FRAMES} frames: a new one is made"))
             refused = list(self._refused)
             self.forget()
-            self._gathered[:] = refused
+            self._gathered = refused if len(refused) < self.prior_frames else []
             self.prior = begin(mean_of(refused), source=_mean_in_words(refused), device=self.device).prior
         return best
 

@@ -13,7 +13,8 @@ STEPS = 3
 REACH_PIXELS = 4.0
 """Standard deviation of a displacement, and of the difference between neighbouring control points, before any data."""
 BEND_PIXELS = 0.7
-
+FAR_PIXELS = 0.5
+"""How far a step moves a control point before the slopes of the image count as others."""
 LARGEST_TURN = 10
 """In degrees, either way, of a patient who has moved."""
 
@@ -56,7 +57,7 @@ class Displacement:
             slopes = torch.stack(both)
             residual = operator.forward(values.view(self._shape)) - kspace
             variance = noise**2 + residual.abs().square().sum() / samples
-            if curvature is None:  # the dearest by far, and nearly the same in the steps that follow
+            if curvature is None:  # the dearest by far, and nearly the same as long as steps are small
                 curvature = self._curvature(operator, slopes, grams)
             pull = (slopes.conj() * operator.adjoint(residual).view_as(values)).real.sum(1)
             down, across = self._basis
@@ -64,6 +65,8 @@ class Displacement:
             slope = misfit + self._precision @ self.control.flatten()
             step = torch.linalg.solve(curvature / variance + self._precision, slope)
             self.control = self.control - step.view_as(self.control)
+            if float(step.abs().max()) > FAR_PIXELS:
+                curvature = None
 
     def realign(self, image: torch.Tensor) -> None:
         """Begin with the rigid motion that takes the prior's magnitude nearest to that of `image`, to a pixel and a
