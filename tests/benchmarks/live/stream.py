@@ -13,7 +13,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,10 +37,11 @@ MIB = 2**20
 
 @dataclass
 class Endless:
-    """The frames of `stream` as `count` repetitions; looks at the server's memory on the way."""
+    """The frames of `stream` as `count` repetitions; has a `look` at the server's memory on the way."""
 
     stream: Intervention
     count: int
+    look: Callable[[], dict[str, float]]
     memory: list[dict[str, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -58,9 +59,9 @@ class Endless:
                 readout.clearFlag(ismrmrd.ACQ_LAST_IN_MEASUREMENT)
                 counter += 1
             if number % max(self.count // SAMPLES, 1) == 0:
-                self.memory.append({"frame": number, **server_memory()})
+                self.memory.append({"frame": number, **self.look()})
             yield readouts
-        self.memory.append({"frame": self.count, **server_memory()})
+        self.memory.append({"frame": self.count, **self.look()})
 
 
 def server_memory() -> dict[str, float]:
@@ -129,14 +130,14 @@ def facts(found: Watched, endless: Endless, *, period_s: float, beside: Sequence
         "latencies": latency,
         "memory": endless.memory,
         "problem": found.result.problem,
-        "texts": len(warnings),
-        "first texts": warnings[:20],
+        "warnings": len(warnings),
+        "first warnings": warnings[:20],
     }
 
 
 def table(runs: dict[str, dict[str, Any]]) -> str:
     """A column for each run; of memory at the beginning, after a twentieth of the stream, and at the end."""
-    heads = [name for name in next(iter(runs.values())) if name not in ("latencies", "memory", "first texts")]
+    heads = [name for name in next(iter(runs.values())) if name not in ("latencies", "memory", "first warnings")]
     lines = [f"| | {' | '.join(runs)} |", "|---" * (1 + len(runs)) + "|"]
     lines += [f"| {head} | {' | '.join(_cell(run[head]) for run in runs.values())} |" for head in heads]
     return "\n".join(lines)
@@ -148,7 +149,7 @@ def _cell(value: object) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Both runs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--frames", type=int, default=1000, metavar="N", help="(%(default)s)")
@@ -162,7 +163,7 @@ def main() -> None:
     parser.add_argument("--inline-deadline", type=float, default=20, metavar="S", help="of its image (%(default)g)")
     parser.add_argument("--alone", action="store_true", help="without the run beside an inline scan")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every value")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     stream = simulate_intervention(
         shape=(options.size, options.size), coils=options.coils, frames=max(2, min(MADE, options.frames))
     )
@@ -174,7 +175,7 @@ def main() -> None:
     with TemporaryDirectory() as folder, running_server(Path(folder) / "server.log") as (host, port):
         watch(stream.header, [stream.acquisitions(0)], period_s=0, config="zero_filled", host=host, port=port)
         for name in ("alone",) if options.alone else ("alone", "beside inline scans"):
-            endless = Endless(stream, options.frames)
+            endless = Endless(stream, options.frames, server_memory)
             if name == "alone":
                 found = watch(stream.header, endless, period_s=period_s, config=config, host=host, port=port)
                 took: list[float] = []
