@@ -22,6 +22,7 @@ from inrecon.errors import (
 )
 from inrecon.frame import RawFrame, Request, SeriesBySpace
 from inrecon.hyperparams import HyperparameterFiles
+from inrecon.live import Stream
 from inrecon.stream import Result
 
 log = logging.getLogger(__name__)
@@ -50,8 +51,10 @@ def reconstruct(
     series: SeriesBySpace,
     due: float | None = None,
     no_fit: str | None = None,
+    live: Stream | None = None,
 ) -> Result:
-    """`stream.reconstruct`, and again in another way where it fails for reasons that are not the sender's.
+    """`stream.reconstruct`, and again in another way where it fails for reasons that are not the sender's; frames of an
+    interventional stream go the way of `live` first.
 
     What does not fit into memory is tried with fewer coils, then on the CPU. Where that does not help, or the fit fails
     in a way that nobody thought of, CG-SENSE's image is made instead, and marked; at once if `no_fit` says why. `due`
@@ -62,17 +65,22 @@ def reconstruct(
     if due is None and request.deadline_s is not None:
         due = time.monotonic() + request.deadline_s
     chosen = stream.choose_device(device)
-    ways = ways_for(chosen, fits=no_fit is None)
+    ways = ways_for(chosen, fits=no_fit is None, live=live is not None)
     way, reasons = next(ways), list[str]()
     while True:
+        seconds = None if due is None else due - time.monotonic()
         try:
+            if live is not None and way.fits:
+                return live.reconstruct(
+                    raw, request=request, hyperparameters=hyperparameters, series=series, seconds=seconds
+                )
             return stream.reconstruct(
                 raw,
                 request=request,
                 hyperparameters=hyperparameters,
                 device=way.device,
                 series=series,
-                seconds=None if due is None else due - time.monotonic(),
+                seconds=seconds,
                 max_coils=way.max_coils,
                 no_fit=None if way.fits else no_fit,
                 reasons=reasons,
@@ -84,6 +92,8 @@ def reconstruct(
             failure = error
         if _is_broken(failure):
             raise DeviceBroken(f"the device {way.device!r} is out of order: {_in_words(failure)}") from failure
+        if live is not None:
+            live.forget(raw)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         following = next((other for other in ways if not other.fits or _out_of_memory(failure)), None)
@@ -97,10 +107,10 @@ def reconstruct(
             no_fit = no_fit or f"the fit failed: {_in_words(failure)}"
 
 
-def ways_for(device: str, *, fits: bool) -> Iterator[Attempt]:
-    """All ways, the best first; the last one is without a fit."""
+def ways_for(device: str, *, fits: bool, live: bool = False) -> Iterator[Attempt]:
+    """All ways, the best first; the last one is without a fit, and the only other one where the next frame is due."""
     yield Attempt(device=device, fits=fits)
-    if fits:
+    if fits and not live:
         yield Attempt(device=device, max_coils=FEW_COILS)
         if device != "cpu":
             yield Attempt(device="cpu")

@@ -35,6 +35,7 @@ from inrecon.errors import InreconError, InvalidFrame
 from inrecon.events import Event, FallBack, Warned, listening
 from inrecon.frame import Key, RawFrame, Request, SeriesBySpace
 from inrecon.hyperparams import HyperparameterFiles
+from inrecon.live import Stream
 from inrecon.methods import build
 from inrecon.properties import changed, parse_xml, properties_of
 from inrecon.stream import choose_device
@@ -198,6 +199,7 @@ class _Scan:
         self._images = 0
         self._failures = failures
         method = self._request.method or "by protocol"
+        self._stream = None if self._request.live is None else Stream(self._device)
         log.info("inrecon %s on %s: method %s, preset %s", __version__, self._device, method, self._request.preset)
 
     def take(self, item: Any) -> None:
@@ -238,6 +240,7 @@ class _Scan:
                     hyperparameters=self._hyperparameters,
                     device=self._device,
                     series=self._series,
+                    live=self._stream,
                 )
             except FRAME_ERRORS as error:
                 self._failures.append(f"{_place(raw.key)}: {error}")

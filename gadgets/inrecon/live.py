@@ -3,67 +3,60 @@
     acquire -> condition and coil maps as the prior has them -> fit what differs from the prior -> image
 
 The prior is an image of the same slice: the first fully sampled frame, the mean of the first few frames where none is,
-or that of an earlier scan. `stream.reconstruct` makes images of what has none, and cannot have one.
+or that of an earlier scan. Frames that cannot have one go the way of a scan's (`stream.reconstruct`).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
+import pickle
 import statistics
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import ismrmrd
 import numpy as np
 import torch
 
 from inrecon import stream
+from inrecon.acquire import Place
+from inrecon.calibrate import widened
 from inrecon.condition import Conditioning, conditioned
+from inrecon.deadline import time_limit
+from inrecon.errors import FitDiverged, InvalidFrame
 from inrecon.events import Warned, observe
-from inrecon.frame import CoilMaps, Complex, Frame, Measurement, RawFrame, Readouts, Reconstruction
+from inrecon.frame import (
+    CoilMaps,
+    Complex,
+    Frame,
+    Key,
+    Live,
+    Measurement,
+    RawFrame,
+    Readouts,
+    Reconstruction,
+    Request,
+    SeriesBySpace,
+)
+from inrecon.hyperparams import HyperparameterFiles
 from inrecon.methods import CGSense, ResidualTV, hold_out
 from inrecon.methods.residual import HELD_OUT, ResidualMethod, Tracker
 from inrecon.operators import ColumnSense
 
+DEFAULT = "residual_inr"
+"""The method of frames for which none is asked for."""
 LINEAR_WEIGHT = 0.01
 """Of the closed-form SENSE image that a fit must be nearer to the held-out samples than."""
+MARGIN = 0.06
+"""Of the field of view, by which coil maps are widened for what moves to where nothing was."""
 PRIOR_ITERATIONS = 100
 STALE = 1.5
 """By what factor a held-out loss exceeds the median so far when the prior is put in question."""
 REMEMBERED = 16
-MOVED_MM = 0.5
-TURNED = 1e-3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a slice lies: what a prior must have in common with a frame."""
-
-    position_mm: tuple[float, float, float]
-    directions: tuple[float, ...]
-    matrix: tuple[int, int, int]
-    fov_mm: tuple[float, float, float]
-
-    @classmethod
-    def of(cls, raw: RawFrame) -> Place:
-        """That of `raw`."""
-        head = ismrmrd.AcquisitionHeader.from_buffer_copy(raw.reference)
-        geometry = raw.geometry
-        return cls(
-            position_mm=tuple(head.position),
-            directions=(*head.read_dir, *head.phase_dir, *head.slice_dir),
-            matrix=geometry.encoded_matrix,
-            fov_mm=geometry.encoded_fov_mm,
-        )
-
-    def is_near(self, other: Place) -> bool:
-        """Whether both are the same but for rounding."""
-        return (
-            (self.matrix, self.fov_mm) == (other.matrix, other.fov_mm)
-            and np.allclose(self.position_mm, other.position_mm, rtol=0, atol=MOVED_MM)
-            and np.allclose(self.directions, other.directions, rtol=0, atol=TURNED)
-        )
+STALE_FRAMES = 3
+"""For how many frames in a row an image without the prior must be better before a new one is made: a deep breath goes
+by, and what comes after it is nearer to the old one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +70,113 @@ class Prior:
     image: torch.Tensor
     source: str
     fallbacks: tuple[str, ...] = ()
+
+    def why_not(self, raw: RawFrame) -> str:
+        """What the slice of `raw` has not in common with this one; nothing if it has all."""
+        if raw.coils != self.conditioning.mixing.shape[1]:
+            return f"has {raw.coils} coils after {self.conditioning.mixing.shape[1]}"
+        return "" if self.place.is_near(Place.of(raw)) else "has moved"
+
+    def on(self, device: str) -> Prior:
+        """The same on `device`."""
+        maps, found = self.maps, self.conditioning
+        return dataclasses.replace(
+            self,
+            image=self.image.to(device),
+            maps=dataclasses.replace(maps, csm=maps.csm.to(device), support=maps.support.to(device)),
+            conditioning=dataclasses.replace(found, mixing=found.mixing.to(device), unmix=found.unmix.to(device)),
+        )
+
+
+class Stream:
+    """All slices of one stream, in the process that reconstructs it.
+
+    What must not be lost with the process are the `priors`, as bytes that another process can go on with.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self._slices: dict[Key, Slice] = {}
+        self._kept: dict[Key, Prior] = {}
+        self.priors: dict[Key, bytes] = {}
+
+    def restore(self, priors: Mapping[Key, bytes]) -> None:
+        """Go on with `priors` of slices that this process has not seen yet."""
+        for key, prior in priors.items():
+            self.priors.setdefault(key, prior)
+
+    def forget(self, raw: RawFrame) -> None:
+        """Begin again with the next frame of this slice, as something has gone wrong with it."""
+        self._slices.pop(_of_any_repetition(raw), None)
+        self.priors.pop(_of_any_repetition(raw), None)
+
+    def reconstruct(
+        self,
+        raw: RawFrame,
+        *,
+        request: Request,
+        hyperparameters: HyperparameterFiles,
+        series: SeriesBySpace,
+        seconds: float | None = None,
+    ) -> stream.Result:
+        """As `stream.reconstruct`, for a frame of a stream; raises the same."""
+        clock = stream.Stopwatch()
+        with clock("look_up"):
+            entry = hyperparameters.look_up(raw.protocol)
+            resolved = entry.resolve(dataclasses.replace(request, method=request.method or DEFAULT))
+        method = resolved.method
+        if not isinstance(method, ResidualMethod) or not _can_have_prior(raw):
+            return stream.reconstruct(
+                raw,
+                request=request,
+                hyperparameters=hyperparameters,
+                device=self.device,
+                series=series,
+                seconds=seconds,
+            )
+        with time_limit(None if seconds is None else stream.FIT_SHARE * seconds), clock("fit"):
+            followed = self._slice(raw, method, request).next(raw)
+        self._keep(raw, followed.prior)
+        measurement, frame, fit = followed.measurement, followed.frame, followed.fit
+        csm = frame.maps.csm
+        linear = CGSense().fit(frame).image if request.compare else None
+        solved = stream.Solved(
+            image=stream.as_acquired(measurement, csm, fit.image, scale=1.0),
+            linear=None if linear is None else stream.as_acquired(measurement, csm, linear, scale=1.0),
+            reconstruction=fit,
+            maps=frame.maps,
+            fallbacks=followed.fallbacks,
+        )
+        facts = stream.report_of(raw, resolved, measurement, [solved], device=self.device, reasons=())
+        return stream.published(
+            raw,
+            measurement,
+            [solved],
+            report=facts | {"prior": followed.prior.source},
+            request=request,
+            series=series,
+            clock=clock,
+        )
+
+    def _slice(self, raw: RawFrame, method: ResidualMethod, request: Request) -> Slice:
+        """That of `raw`, with all that is known of it."""
+        live = request.live or Live()
+        key = _of_any_repetition(raw)
+        found = self._slices.get(key)
+        if found is None or found.method != method:
+            found = Slice(method=method, prior_frames=live.prior_frames, device=self.device)
+            if key in self.priors:
+                prior: Prior = pickle.loads(self.priors[key])  # noqa: S301  pickled by this program
+                found.prior = self._kept[key] = prior.on(self.device)
+            self._slices[key] = found
+        return found
+
+    def _keep(self, raw: RawFrame, prior: Prior) -> None:
+        """Note a prior that is new."""
+        key = _of_any_repetition(raw)
+        if self._kept.get(key) is not prior:
+            self._kept[key] = prior
+            self.priors[key] = pickle.dumps(prior.on("cpu"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,22 +204,23 @@ class Slice:
     _gathered: list[RawFrame] = field(default_factory=list)
     _tracker: Tracker | None = None
     _losses: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    _refused: list[RawFrame] = field(default_factory=list)
 
     def next(self, raw: RawFrame) -> Followed:
-        """The image of `raw`, and what it changes for the frames after it. Raises `InvalidFrame`, `FitDiverged`."""
-        if self.prior is not None and not self.prior.place.is_near(Place.of(raw)):
-            observe(Warned(text=f"slice {raw.key.slice} has moved: a new prior is made"))
+        """The image of `raw`, and what it changes for the frames after it: nothing if it raises `InvalidFrame`."""
+        if not raw.imaging.kspace.any():
+            raise InvalidFrame("the frame's samples are all zero")
+        if self.prior is not None and (reason := self.prior.why_not(raw)):
+            observe(Warned(text=f"slice {raw.key.slice} {reason}: a new prior is made"))
             self.forget()
         if is_complete(raw):
             self._gathered.clear()
             return self._begin(raw, f"the fully sampled frame of repetition {raw.key.repetition}")
         if self.prior is None or self._gathered:
-            self._gathered.append(raw)
-            frames = len(self._gathered)
-            first = self._gathered[0].key.repetition
-            followed = self._begin(mean_of(self._gathered), f"the mean of {frames} frames from repetition {first} on")
-            if frames >= self.prior_frames:
-                self._gathered.clear()
+            gathered = [*self._gathered, raw]
+            frames = len(gathered)
+            followed = self._begin(mean_of(gathered), _mean_in_words(gathered))
+            self._gathered = gathered if frames < self.prior_frames else []
             if frames == 1:
                 return followed
         return self._follow(raw)
@@ -129,6 +230,7 @@ class Slice:
         self.prior, self._tracker = None, None
         self._gathered.clear()
         self._losses.clear()
+        self._refused.clear()
 
     def _begin(self, raw: RawFrame, source: str) -> Followed:
         """Make `raw` the prior; it is its own image."""
@@ -144,9 +246,17 @@ class Slice:
         if self._tracker is None:
             self._tracker = self.method.tracker(frame)
         tracker, fallbacks = self._tracker, list(self.prior.fallbacks)
-        fit = tracker.follow(frame)
+        try:
+            fit = tracker.follow(frame)
+        except FitDiverged as error:
+            self._tracker = None
+            stream.fall_back("fit", f"{error}; SENSE instead", fallbacks)
+            image = tracker.linear(frame, weight=LINEAR_WEIGHT)
+            fit = Reconstruction(image=image, iterations=1, stopped_by="closed form")
         if self._is_doubtful(fit):
-            fit = self._without_prior(raw, frame, fit, fallbacks)
+            fit = self._again(raw, frame, fit, fallbacks)
+        else:
+            self._refused.clear()
         trial = tracker.linear(frame.training, weight=LINEAR_WEIGHT)
         linear, loss = frame.loss(trial), fit.validation_loss
         if linear is not None and loss is not None and linear < loss:
@@ -165,23 +275,48 @@ class Slice:
             self._losses.append(fit.validation_loss)
         return doubtful
 
-    def _without_prior(self, raw: RawFrame, frame: Frame, fit: Reconstruction, fallbacks: list[str]) -> Reconstruction:
-        """`fit`, or an image without the prior, and a new prior from now on, if held-out samples are nearer to that."""
-        alone = ResidualTV(iterations=PRIOR_ITERATIONS).fit(dataclasses.replace(frame, prior=None))
-        if alone.validation_loss is None or fit.validation_loss is None or alone.validation_loss >= fit.validation_loss:
+    def _again(self, raw: RawFrame, frame: Frame, fit: Reconstruction, fallbacks: list[str]) -> Reconstruction:
+        """A frame that its prior has not served well: the held-out samples choose between `fit`, another fit with the
+        prior moved as a whole, and an image without it; where the last is best several times, a new prior is made."""
+        if self._tracker is None:
             return fit
-        losses = f"held-out loss {fit.validation_loss:.4g}, {alone.validation_loss:.4g} without it"
-        stream.fall_back("prior", f"the prior does not fit any more ({losses}): a new one is gathered", fallbacks)
-        self._gathered[:] = [raw]
-        self._tracker = None
-        return alone
+        alone = ResidualTV(iterations=PRIOR_ITERATIONS).fit(dataclasses.replace(frame, prior=None))
+        self._tracker.realign(frame, alone.image)
+        realigned = self._tracker.follow(frame)
+        best = min((fit, realigned, alone), key=_loss)
+        place = f"slice {raw.key.slice}, repetition {raw.key.repetition}"
+        losses = f"held-out loss {_loss(fit):.4g}, {_loss(best):.4g} now"
+        if best is not alone:
+            self._refused.clear()
+            if best is realigned:
+                observe(Warned(text=f"{place}: the patient has moved, and the prior with it ({losses})"))
+            return best
+        stream.fall_back("prior", f"{place}: the prior does not fit ({losses}): an image without it", fallbacks)
+        self._refused.append(raw)
+        if len(self._refused) >= STALE_FRAMES:
+            observe(Warned(text=f"{place}: the prior has not fitted {STALE_FRAMES} frames: a new one is made"))
+            refused = list(self._refused)
+            self.forget()
+            self._gathered[:] = refused
+            self.prior = begin(mean_of(refused), source=_mean_in_words(refused), device=self.device).prior
+        return best
+
+
+def _mean_in_words(frames: Sequence[RawFrame]) -> str:
+    return f"the mean of {len(frames)} frames from repetition {frames[0].key.repetition} on"
+
+
+def _loss(fit: Reconstruction) -> float:
+    """On held-out samples; more than any where nothing judges."""
+    return math.inf if fit.validation_loss is None else fit.validation_loss
 
 
 def begin(raw: RawFrame, *, source: str, device: str) -> Followed:
     """The prior that `raw` makes, and its image; raises `InvalidFrame`."""
     measurement, conditioning = conditioned(raw, device=device)
     fallbacks: list[str] = []
-    maps = stream.coil_maps(measurement, 0, fallbacks=fallbacks)
+    found = stream.coil_maps(measurement, 0, fallbacks=fallbacks)
+    maps = widened(found, round(MARGIN * max(found.support.shape)))
     frame = framed(measurement, maps, prior=None)
     complete = is_complete(raw)
     fit = CGSense().fit(frame) if complete else ResidualTV(displacement=0, iterations=PRIOR_ITERATIONS).fit(frame)
@@ -189,7 +324,7 @@ def begin(raw: RawFrame, *, source: str, device: str) -> Followed:
         place=Place.of(raw),
         conditioning=conditioning,
         maps=maps,
-        image=fit.image,
+        image=fit.image * found.support,  # no noise from where nothing was
         source=source,
         fallbacks=tuple(fallbacks),
     )
@@ -213,6 +348,15 @@ def framed(measurement: Measurement, maps: CoilMaps, *, prior: torch.Tensor | No
         noise_level=measurement.noise_level,
         prior=prior,
     )
+
+
+def _of_any_repetition(raw: RawFrame) -> Key:
+    return dataclasses.replace(raw.key, repetition=0)
+
+
+def _can_have_prior(raw: RawFrame) -> bool:
+    """Whether `raw` is one 2-D problem of whole readouts."""
+    return raw.geometry.encoded_matrix[2] == 1 and bool(raw.imaging.acquired.all())
 
 
 def is_complete(raw: RawFrame) -> bool:

@@ -93,7 +93,7 @@ def reconstruct(
     `InvalidFrame`, `NoHyperparameters`, `InvalidHyperparameter`, `UnknownName`. A fit that diverges or comes too late,
     or calibration that fails, does not raise: it is announced as a `FallBack` event and written into Meta and report.
     """
-    clock = _Stopwatch()
+    clock = Stopwatch()
     with clock("look_up"):
         entry = hyperparameters.look_up(raw.protocol)
         resolved = entry.resolve(request)
@@ -104,30 +104,12 @@ def reconstruct(
         for reason in reasons:
             observe(FallBack(room="memory", reason=reason))
         problems = _solve(measurement, method=method, no_fit=no_fit, compared=compared, clock=clock)
-    report = _report(raw, resolved, measurement, problems, device=device, reasons=reasons)
-    volumes = {raw.key.encoding_space: (_volume([p.image for p in problems], axes=measurement.axes), report)}
-    if compared:
-        linear = _volume([p.linear for p in problems if p.linear is not None], axes=measurement.axes)
-        volumes[COMPARED_SPACE + raw.key.encoding_space] = linear, report | LINEAR
-    images, reports = [], []
-    for space, (volume, facts) in volumes.items():
-        with clock("image"):
-            image, used = to_image(
-                volume,
-                raw=raw,
-                dtype=request.dtype,
-                series=series.get(space, Series(index=1 + space)),
-                meta=_meta(facts | {"seconds": clock.seconds}, series_name=request.series_name),
-            )
-        series = {**series, space: used}
-        images.append(image)
-        place = {"series": image.image_series_index, "index": image.image_index}
-        reports.append(facts | place | {"seconds": dict(clock.seconds)})
-    return Result(images=tuple(images), reports=tuple(reports), series=series)
+    report = report_of(raw, resolved, measurement, problems, device=device, reasons=reasons)
+    return published(raw, measurement, problems, report=report, request=request, series=series, clock=clock)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Solved:
+class Solved:
     """One 2-D problem's way: its maps, its reconstruction, and what of it is not what was asked for; `linear` is
     CG-SENSE's image, if that was asked for, too."""
 
@@ -138,15 +120,48 @@ class _Solved:
     fallbacks: tuple[str, ...]
 
 
+def published(
+    raw: RawFrame,
+    measurement: Measurement,
+    problems: Sequence[Solved],
+    *,
+    report: Report,
+    request: Request,
+    series: SeriesBySpace,
+    clock: Stopwatch,
+) -> Result:
+    """The image of a frame whose `problems` are solved, and CG-SENSE's beside it where they have that."""
+    space = raw.key.encoding_space
+    volumes = {space: (_volume([p.image for p in problems], axes=measurement.axes), report)}
+    linear = [p.linear for p in problems if p.linear is not None]
+    if linear:
+        volumes[COMPARED_SPACE + space] = _volume(linear, axes=measurement.axes), report | LINEAR
+    images, reports = [], []
+    for number, (volume, facts) in volumes.items():
+        with clock("image"):
+            image, used = to_image(
+                volume,
+                raw=raw,
+                dtype=request.dtype,
+                series=series.get(number, Series(index=1 + number)),
+                meta=_meta(facts | {"seconds": clock.seconds}, series_name=request.series_name),
+            )
+        series = {**series, number: used}
+        images.append(image)
+        place = {"series": image.image_series_index, "index": image.image_index}
+        reports.append(facts | place | {"seconds": dict(clock.seconds)})
+    return Result(images=tuple(images), reports=tuple(reports), series=series)
+
+
 def _solve(
-    measurement: Measurement, *, method: Method, no_fit: str | None, compared: bool, clock: _Stopwatch
-) -> list[_Solved]:
+    measurement: Measurement, *, method: Method, no_fit: str | None, compared: bool, clock: Stopwatch
+) -> list[Solved]:
     """Coil maps and fit of each problem of the batch."""
     fallbacks: list[list[str]] = [[] for _ in measurement.kspace]
     frames, scales = _frames(measurement, fallbacks=fallbacks, clock=clock)
 
     def finished(image: torch.Tensor, frame: Frame, scale: float) -> torch.Tensor:
-        return combined(measurement, frame.maps.csm, image) * (scale * measurement.scale)
+        return as_acquired(measurement, frame.maps.csm, image, scale=scale)
 
     with clock("fit"):
         if no_fit is None and time_left() <= 0:
@@ -159,7 +174,7 @@ def _solve(
         chosen = [_guarded(frame, fit, fallbacks=reasons) for frame, fit, reasons in tried]
         synchronise(measurement.kspace.device)
     return [
-        _Solved(
+        Solved(
             image=finished(fit.image, frame, scale),
             linear=finished(CGSense().fit(frame).image, frame, scale) if compared else None,
             reconstruction=fit,
@@ -176,12 +191,12 @@ def frames_of(raw: RawFrame, *, device: str) -> list[Frame]:
     Raises `InvalidFrame` kinds, like `condition`.
     """
     measurement = condition(raw, device=device)
-    frames, _ = _frames(measurement, fallbacks=[[] for _ in measurement.kspace], clock=_Stopwatch())
+    frames, _ = _frames(measurement, fallbacks=[[] for _ in measurement.kspace], clock=Stopwatch())
     return frames
 
 
 def _frames(
-    measurement: Measurement, *, fallbacks: Sequence[list[str]], clock: _Stopwatch
+    measurement: Measurement, *, fallbacks: Sequence[list[str]], clock: Stopwatch
 ) -> tuple[list[Frame], list[float]]:
     """Each problem of the batch with its coil maps, k-space scaled to a largest magnitude of 1; and these scales."""
     with clock("calibrate"):
@@ -199,6 +214,11 @@ def _frame(measurement: Measurement, index: int, *, maps: CoilMaps, scale: float
     kspace = operator.arrange(measurement.kspace[index] / scale)
     frame = Frame(kspace=kspace, operator=operator, maps=maps, noise_level=noise_level)
     return hold_out(frame, HELD_OUT, seed=0)
+
+
+def as_acquired(measurement: Measurement, csm: torch.Tensor, image: torch.Tensor, *, scale: float) -> torch.Tensor:
+    """`image` times `scale`, of the measurement's scale, as `combined`, in the units of the coils as acquired."""
+    return combined(measurement, csm, image) * (scale * measurement.scale)
 
 
 def combined(measurement: Measurement, csm: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
@@ -261,11 +281,11 @@ def _volume(images: Sequence[torch.Tensor], *, axes: str) -> Complex:
     return volume
 
 
-def _report(
+def report_of(
     raw: RawFrame,
     resolved: Resolved,
     measurement: Measurement,
-    problems: list[_Solved],
+    problems: Sequence[Solved],
     *,
     device: str,
     reasons: Sequence[str],
@@ -325,13 +345,14 @@ def _meta(report: Report, *, series_name: str | None) -> dict[str, str]:
 
 
 @dataclass
-class _Stopwatch:
+class Stopwatch:
     """Seconds by stage, summed over the problems of a batch."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
+        """The time that the ``with`` block takes is of `stage`."""
         started = time.perf_counter()
         try:
             yield

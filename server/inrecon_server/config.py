@@ -132,6 +132,14 @@ def amend(configuration: Configuration, text: str) -> Configuration:
     )
 
 
+def asks_for_prior(text: str) -> bool:
+    """Whether FIRE's JSON `text` asks, in the middle of a stream, for a new prior: ``"new_prior": "true"``."""
+    try:
+        return str(_json_parameters(text).get("new_prior", "")).lower() in ("true", "1", "yes")
+    except ConfigError:
+        return False
+
+
 def requested(config: str, wishes: Wishes) -> Request:
     """What the configuration `config`, a name or a text, asks for with `wishes` over it; raises `ConfigError`."""
     configuration = wishes.over(configure(config))

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING
 
 from inrecon.acquire import ENDS
 from inrecon.errors import InreconError
-from inrecon.frame import RawFrame
+from inrecon.frame import RawFrame, Request
 from inrecon_server.capture import Capture, ended_early, kept_as
 from inrecon_server.child import Beat
 from inrecon_server.frame_queue import FrameQueue
 from inrecon_server.job import Job, JobResult
+from inrecon_server.lanes import Lanes
 from inrecon_server.metrics import Metrics, Outcome
 from inrecon_server.notices import Notice
 from inrecon_server.protocol import (
@@ -43,7 +44,6 @@ from inrecon_server.protocol import (
     serialise,
 )
 from inrecon_server.session import Session, Step
-from inrecon_server.worker import Workers
 
 if TYPE_CHECKING:
     from inrecon_server.igtl import Viewers
@@ -104,7 +104,7 @@ class Connection:
         writer: asyncio.StreamWriter,
         *,
         session: Session,
-        workers: Workers,
+        workers: Lanes,
         metrics: Metrics,
         patience: Patience,
         name: str,
@@ -261,6 +261,8 @@ class Connection:
                         skipped = await self._frames.put(step, time.monotonic(), live=self._session.request.live)
                         self._session.skipped += skipped
                         self._metrics.frames_skipped.inc(skipped)
+                    case Request():
+                        self._workers.expect(step.priority)
                     case Notice():
                         await self._say(step)
                     case Response() | DependencyQuery():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import pickle
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -15,15 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 from inrecon.errors import DeviceBroken, InreconError, InvalidProtocolFile, NoHyperparameters, first_line
 from inrecon.events import Event, FallBack, Warned, listening, observe
-from inrecon.frame import RawFrame, Request, SeriesBySpace
+from inrecon.frame import Key, RawFrame, Request, SeriesBySpace
 from inrecon_server.notices import News, Notice, notice_of
 from inrecon_server.protocol import serialise
 
 if TYPE_CHECKING:
     from inrecon.hyperparams import HyperparameterFiles
     from inrecon.hyperparams.snapshot import State
+    from inrecon.live import Stream
 
 log = logging.getLogger(__name__)
+
+STREAMS = 4
+"""Of how many streams, the last that a process was at, it and the front keep the priors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +36,15 @@ class Progress:
     """What the next job of a scan takes over from the last one.
 
     `hyperparameters` is a pickled `HyperparameterFiles`, which the front cannot open without torch; None before
-    the first job has read the files. `tuned` are the encoding spaces for which inline tuning has had its time.
+    the first job has read the files. `tuned` are the encoding spaces for which inline tuning has had its time. `priors`
+    are what frames of a stream are compared with, by key with repetition 0, in a form that the worker alone reads; of a
+    result, at least those that its job has made.
     """
 
     series: SeriesBySpace = field(default_factory=dict)
     hyperparameters: bytes | None = None
     tuned: frozenset[int] = frozenset()
+    priors: Mapping[Key, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +61,7 @@ class Job:
 
     `due` is the time of this machine's monotonic clock at which the image is wanted, None for when it is done. `no_fit`
     says why CG-SENSE shall stand in for the fit. `last_good` are the pickled files of the folder as they were when all
-    of them could be used.
+    of them could be used. `stream` tells frames of one interventional stream from those of others, None for a scan's.
     """
 
     raw: RawFrame
@@ -65,6 +73,7 @@ class Job:
     due: float | None = None
     no_fit: str | None = None
     last_good: bytes | None = None
+    stream: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +113,7 @@ def run_job(job: Job) -> JobResult:
     try:
         with listening(hear):
             files, progress, last_good = _hyperparameters(job)
+            live = _stream(job)
             result = reconstruct(
                 job.raw,
                 request=job.request,
@@ -112,7 +122,10 @@ def run_job(job: Job) -> JobResult:
                 series=progress.series,
                 due=job.due,
                 no_fit=job.no_fit,
+                live=live,
             )
+            if live is not None:
+                progress = replace(progress, priors=dict(live.priors))
     except DeviceBroken:
         raise
     except InreconError as error:
@@ -132,6 +145,28 @@ def run_job(job: Job) -> JobResult:
     return JobResult(progress=progress, notices=tuple(notices), last_good=last_good)
 
 
+_streams: OrderedDict[str, Stream] = OrderedDict()
+"""The interventional streams that this process was at last; what must not be lost with it is in the jobs' priors."""
+
+
+def _stream(job: Job) -> Stream | None:
+    """The interventional stream that the frame belongs to, as far as this process knows it; None for a scan's."""
+    if job.stream is None:
+        return None
+    from inrecon.live import Stream
+    from inrecon.stream import choose_device
+
+    device = choose_device(job.device)
+    found = _streams.get(job.stream)
+    if found is None or found.device != device:  # by a process that was lost to a GPU it is gone on with on the CPU
+        found = _streams[job.stream] = Stream(device)
+    _streams.move_to_end(job.stream)
+    while len(_streams) > STREAMS:
+        _streams.popitem(last=False)
+    found.restore(job.progress.priors)
+    return found
+
+
 def _hyperparameters(job: Job) -> tuple[HyperparameterFiles, Progress, bytes | None]:
     """The files as they were at the scan's first job, whatever has become of them since, and what was tuned then; and
     the files by themselves, if they were read just now and can be used."""
@@ -149,7 +184,8 @@ def _hyperparameters(job: Job) -> tuple[HyperparameterFiles, Progress, bytes | N
             files = pickle.loads(job.last_good)  # noqa: S301  pickled here, in our own process
     tuned = known.tuned
     # A search takes its time whatever the deadline is; and where the fit is what failed, it would fail again.
-    if job.inline_tuning is not None and space not in tuned and job.due is None and job.no_fit is None:
+    live = job.stream is not None
+    if job.inline_tuning is not None and space not in tuned and job.due is None and job.no_fit is None and not live:
         from inrecon import stream
         from inrecon.tuning import tuned_for
 

@@ -22,6 +22,7 @@ from inrecon.errors import InvalidFrame
 from inrecon.events import Event, FitFinished, FitProgressed, listening
 from inrecon.frame import RawFrame, Request, SeriesBySpace
 from inrecon.hyperparams import HyperparameterFiles
+from inrecon.live import Stream
 from inrecon.methods import build
 from inrecon_server.files import RawFile, UnreadableFile
 from inrecon_server.notices import News, Notice, notice_of
@@ -74,7 +75,8 @@ def replay(
     with _Screen(quiet=quiet) as screen, listening(screen.hear):
         for notice in notices:
             screen.tell(notice)
-        run = _Run(request=request, files=files, device=chosen, screen=screen)
+        live = None if request.live is None else Stream(chosen)
+        run = _Run(request=request, files=files, device=chosen, screen=screen, live=live)
         try:
             for acquisition in screen.counted(raw.acquisitions(), total=raw.readouts):
                 run.take(accumulator.add(acquisition))
@@ -155,6 +157,7 @@ class _Run:
     files: HyperparameterFiles
     device: str
     screen: _Screen
+    live: Stream | None
     series: SeriesBySpace = field(default_factory=dict)
     outcome: Replayed = field(default_factory=Replayed)
     started: float = field(default_factory=time.perf_counter)
@@ -170,7 +173,12 @@ class _Run:
 
     def _reconstruct(self, raw: RawFrame) -> None:
         result = reconstruct(
-            raw, request=self.request, hyperparameters=self.files, device=self.device, series=self.series
+            raw,
+            request=self.request,
+            hyperparameters=self.files,
+            device=self.device,
+            series=self.series,
+            live=self.live,
         )
         self.series = result.series
         self.outcome.images.extend(result.images)

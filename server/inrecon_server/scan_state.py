@@ -35,6 +35,11 @@ _DEVICE = "inreconDevice"
 _THE_MEASUREMENT = "the noise measurement that was named"
 
 
+def digest(identifier: str) -> str:
+    """What stands for an `identifier` wherever it is kept."""
+    return hashlib.sha256(identifier.encode(errors="surrogatepass")).hexdigest()
+
+
 class NoiseNotFound(InreconError):
     """There is no noise for a scan that names a noise measurement; the text says why, and names nobody."""
 
@@ -58,12 +63,12 @@ class ScanState:
             yield _warning("the noise cannot be kept for later scans: the header has no measurementID")
             return
         try:
-            device = {} if scan.device_id is None else {_DEVICE: _digest(scan.device_id)}
+            device = {} if scan.device_id is None else {_DEVICE: digest(scan.device_id)}
             blob = serialise_noise(noise, "double", **device)
         except InvalidNoise as error:
             yield _warning(f"the noise is not kept for later scans: {error}")
             return
-        name = _digest(scan.measurement_id)
+        name = digest(scan.measurement_id)
         with self._lock:
             self._in_memory[name] = time.time(), blob
             self._in_memory.move_to_end(name)
@@ -110,7 +115,7 @@ class ScanState:
         raise NoiseNotFound("; ".join(dict.fromkeys(problems)))
 
     def _own(self, measurement_id: str, *, device_id: str | None) -> Noise:
-        name = _digest(measurement_id)
+        name = digest(measurement_id)
         found = self._read(name)
         if found is None:
             raise NoiseNotFound(f"{_THE_MEASUREMENT} is not known here")
@@ -122,7 +127,7 @@ class ScanState:
         except InvalidNoise as error:
             log.warning("the file %s%s is damaged: %s", name, _SUFFIX, error)
             raise NoiseNotFound(f"what is kept of {_THE_MEASUREMENT} is damaged") from error
-        if device_id is not None and facts.get(_DEVICE) not in (None, _digest(device_id)):
+        if device_id is not None and facts.get(_DEVICE) not in (None, digest(device_id)):
             raise NoiseNotFound(f"{_THE_MEASUREMENT} was made by another scanner")
         return noise
 
@@ -156,10 +161,6 @@ class ScanState:
 
     def _is_old(self, kept_at: float) -> bool:
         return time.time() - kept_at > self._hours * 3600
-
-
-def _digest(identifier: str) -> str:
-    return hashlib.sha256(identifier.encode(errors="surrogatepass")).hexdigest()
 
 
 def _warning(text: str) -> Notice:

@@ -17,14 +17,15 @@ from inrecon_server.connection import Connection, Patience
 from inrecon_server.door import is_allowed, server_tls
 from inrecon_server.job import InlineTuning
 from inrecon_server.keeping import Keeping
+from inrecon_server.lanes import Lanes
 from inrecon_server.metrics import Metrics
+from inrecon_server.process import WorkerLost
 from inrecon_server.scan_state import ScanState
 from inrecon_server.session import Session, Terms, machine_memory
 from inrecon_server.settings import ServerSettings
 from inrecon_server.sfndam import MOST_BYTES
 from inrecon_server.storage_server import StorageServer
 from inrecon_server.watch import watched
-from inrecon_server.worker import WorkerLost, Workers
 
 if TYPE_CHECKING:
     from inrecon_server.igtl import Viewers
@@ -59,9 +60,10 @@ class _Server:
         self._patience = patience
         self._tls = server_tls(settings.tls_certificate, settings.tls_key, settings.tls_clients)
         self._metrics = Metrics()
-        self._workers = Workers(
+        self._workers = Lanes(
             device=settings.device,
-            count=settings.workers,
+            scans=settings.workers,
+            realtime=settings.realtime_workers,
             hang_s=settings.hang_s,
             hyperparameters=settings.hyperparameters,
             log_format=settings.log_format,

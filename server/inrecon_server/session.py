@@ -7,10 +7,11 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import ParamSpec
+from uuid import uuid4
 
 from ismrmrd import ACQ_IS_NOISE_MEASUREMENT
 
@@ -19,8 +20,9 @@ from inrecon.acquire import LEFT_TO_GADGETRON, Accumulator, LiveAccumulator, Mem
 from inrecon.errors import ConfigError, InreconError
 from inrecon.events import Event, listening
 from inrecon.frame import Noise, RawFrame, Request
-from inrecon_server.config import Configuration, Wishes, amend, configure, names
+from inrecon_server.config import Configuration, Wishes, amend, asks_for_prior, configure, names
 from inrecon_server.job import InlineTuning, Job, JobResult, Progress
+from inrecon_server.kept_priors import KeptPriors, PriorNotFound
 from inrecon_server.noise_query import answer, measurement_asked_for
 from inrecon_server.notices import News, Notice, notice_of
 from inrecon_server.protocol import (
@@ -42,7 +44,7 @@ from inrecon_server.scan_state import NoiseNotFound, ScanState
 
 log = logging.getLogger(__name__)
 
-Step = RawFrame | Notice | Response | DependencyQuery
+Step = RawFrame | Notice | Request | Response | DependencyQuery
 
 P = ParamSpec("P")
 
@@ -51,8 +53,8 @@ P = ParamSpec("P")
 class Terms:
     """What every scan finds at a server: settings, and what it shares with others.
 
-    `memory` lends to the buffers of all scans, `state` is what is kept from one to the next. `can_save`: whether there
-    is a folder for the readouts of a client that wants them kept.
+    `memory` lends to the buffers of all scans, `state` and `priors` are what is kept from one to the next. `can_save`:
+    whether there is a folder for the readouts of a client that wants them kept.
     """
 
     hyperparameters: Path | None = None
@@ -62,13 +64,15 @@ class Terms:
     deadline_s: float | None = None
     memory: Memory | None = None
     state: ScanState = field(default_factory=ScanState)
+    priors: KeptPriors = field(default_factory=KeptPriors)
     can_save: bool = False
 
 
 class Session:
     """The life of one scan; whoever drives it carries the messages, runs the jobs and sends what it is told to.
 
-    `receive` takes the client's messages but CLOSE, `finish` its CLOSE; both give the steps to take. `job` and `take`
+    `receive` takes the client's messages but CLOSE, `finish` its CLOSE; both give the steps to take, among them, once
+    and before the first frame, what is asked for. `job` and `take`
     turn a frame into a job and the job's result into notices, strictly one job at a time and in the frames' order.
     `images` and `failed` count images made and frames of which none could be, `skipped` (for the driver to set) those
     that a newer one took the place of. `wishes` go over whatever configuration
@@ -89,6 +93,8 @@ class Session:
         self._not_noise = 0
         self._settled = False
         self._progress = Progress()
+        self._stream = uuid4().hex
+        self._at_work = ""
         self._started = time.monotonic()
         self._news = News()
         self.images = 0
@@ -146,6 +152,7 @@ class Session:
     def job(self, raw: RawFrame, *, complete_at: float) -> Job:
         """The job that makes images of `raw`, the last readout of which came at that time of the monotonic clock."""
         request = self.request
+        self._at_work = self._stream
         deadline_s = self._terms.deadline_s if request.deadline_s is None else request.deadline_s
         return Job(
             raw=raw,
@@ -155,11 +162,17 @@ class Session:
             hyperparameters=self._terms.hyperparameters,
             device=self._terms.device,
             inline_tuning=self._terms.inline_tuning,
+            stream=None if request.live is None else self._stream,
         )
 
     def take(self, result: JobResult) -> Iterator[Notice]:
         """Keep what the next job needs of `result`; gives what is worth telling."""
-        self._progress = result.progress
+        priors = self._progress.priors
+        if self._at_work == self._stream:  # else a new prior was asked for meanwhile
+            priors = {**priors, **result.progress.priors}
+        self._progress = replace(result.progress, priors=priors)
+        if priors and self._scan is not None and self._scan.measurement_id is not None:
+            self._terms.priors.keep(self._scan.measurement_id, priors)
         self.images += len(result.images)
         self.failed += not result.images
         for notice in result.notices:
@@ -226,6 +239,10 @@ class Session:
     def _amend(self, text: str) -> Iterator[Notice]:
         if not text.lstrip().startswith("{"):
             log.info("a text of %d characters from the client has no meaning here", len(text))
+        elif self._settled and self.request.live is not None and asks_for_prior(text):
+            self._stream = uuid4().hex
+            self._progress = replace(self._progress, priors={})
+            yield Notice(level="INFO", text="a new prior is made, as was asked for")
         elif self._settled:
             yield Notice(level="WARNING", text="the configuration cannot change after the first readout; ignored")
         else:
@@ -304,7 +321,7 @@ class Session:
         yield from notices
         yield from frames
 
-    def _settle(self) -> Iterator[Notice]:
+    def _settle(self) -> Iterator[Notice | Request]:
         """Hold the sender to the configuration from now on."""
         if self._refused is not None:
             raise self._refused
@@ -317,11 +334,22 @@ class Session:
             self._accumulator = collector(
                 self._scan, live=request.live, kept_noise=self._noise, memory=self._terms.memory
             )
+            if not self._keeps_noise_only:
+                yield request
         method = "by protocol" if request.method is None else repr(request.method)
         asked = f"method {method}, preset {request.preset}, images {request.dtype}"
         if self._keeps_noise_only:
             asked = "noise is kept for later scans, no images are made"
         yield Notice(level="INFO", text=f"inrecon {__version__}, configuration {self._configuration.name}: {asked}")
+        if request.live is not None and request.live.prior is not None:
+            yield self._named_prior(request.live.prior)
+
+    def _named_prior(self, measurement_id: str) -> Notice:
+        try:
+            self._progress = replace(self._progress, priors=self._terms.priors.of(measurement_id))
+        except PriorNotFound as error:
+            return Notice(level="WARNING", text=str(error))
+        return Notice(level="INFO", text="frames are compared with the prior of an earlier scan")
 
 
 def machine_memory() -> int:

@@ -48,7 +48,9 @@ class ServerSettings(BaseModel):
 
     `port` 0 is any free one, and so is `http_port`, where metrics and health are told. `workers` processes
     reconstruct, each with a GPU of its own where there are as many; one of which nothing is heard at a frame for
-    `hang_s` is ended and replaced. `hyperparameters` is a folder of files (None: the shipped ones), read anew for each
+    `hang_s` is ended and replaced. Frames of real-time streams have `realtime_workers` processes of their own, started
+    when the first such stream comes, and scans at work at the same device stand still meanwhile (0: these frames wait
+    for their turn, too). `hyperparameters` is a folder of files (None: the shipped ones), read anew for each
     scan. `default_config` runs where a client names a configuration that does not exist; without it, such a client is
     refused. `deadline_s` is for scans that ask for none. A scan of a protocol that no hyperparameter file is about is
     searched on for `tune_seconds`, and what is found kept in `candidates`. The noise of a scan is kept `state_hours`
@@ -76,6 +78,7 @@ class ServerSettings(BaseModel):
     http_port: int = Field(default=9003, ge=0, le=65535)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int = Field(default=1, ge=1, le=64)
+    realtime_workers: int = Field(default=1, ge=0, le=64)
     hang_s: float = Field(default=300.0, gt=0, le=1e6)
     hyperparameters: DirectoryPath | None = None
     default_config: str | None = None

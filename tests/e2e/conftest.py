@@ -75,9 +75,8 @@ class RunningServer:
         return self.figures()[name]
 
     def worker(self) -> int:
-        """The process id of the worker: the child that Python's spawn started."""
-        (worker,) = self.children(b"spawn_main")
-        return worker
+        """The process id of the worker for scans: the first child that Python's spawn started."""
+        return self.children(b"spawn_main")[0]
 
     def children(self, word: bytes) -> list[int]:
         """The process ids of the children that have `word` in their command."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from inrecon.condition import condition
+from inrecon.condition import condition, conditioned
 from inrecon.condition.compress import compression_matrix
 from inrecon.condition.grid import Grid, centre_block
 from inrecon.condition.noise import NoiseOfFrame
@@ -289,3 +289,83 @@ def test_compression_keeps_the_asked_for_energy_and_noise_white() -> None:
 def test_a_frame_of_zeros_is_refused() -> None:
     with pytest.raises(InvalidFrame, match="samples are all zero"):
         condition(raw_frame(np.zeros((2, 8, 8)), all_lines(8), y=8), device="cpu")
+
+
+def lines_of(y: int, *, every: int, offset: int = 0) -> np.ndarray:
+    ky = np.arange(offset, y, every)
+    return np.stack([np.zeros_like(ky), ky], 1)
+
+
+def scan_frames() -> tuple[RawFrame, RawFrame]:
+    """A full frame of 6 coils of which 3 are independent, and one of every third line, with other data."""
+    mixing, noise = complex_normal(6, 3), noise_of(random_covariance(6))
+    full, fewer = (
+        raw_frame(np.einsum("cd,drk->crk", mixing, complex_normal(3, len(lines), 24)), lines, y=24, recon_x=16)
+        for lines in (all_lines(24), lines_of(24, every=3))
+    )
+    return dataclasses.replace(full, noise=noise), dataclasses.replace(fewer, noise=noise)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_was_found_for_a_frame_makes_of_it_what_conditioning_did(known: bool) -> None:
+    raw, _ = scan_frames()
+    raw = raw if known else dataclasses.replace(raw, noise=None)
+    measurement, found = conditioned(raw, device="cpu")
+    again = found.apply(raw)
+    torch.testing.assert_close(again.kspace, measurement.kspace)
+    assert torch.equal(condition(raw, device="cpu").kspace, measurement.kspace)
+    assert torch.equal(again.mask, measurement.mask)
+    assert torch.equal(again.unmix, measurement.unmix)
+    for name in ("scale", "noise_level", "prewhitened_by", "axes"):
+        assert getattr(again, name) == getattr(measurement, name), name
+    assert again.calibration is None
+
+
+def test_another_frame_has_the_same_coils_and_the_same_scale() -> None:
+    """Mixed by the same matrix, so that unmixing gives its samples as acquired; and three times as bright."""
+    first, raw = scan_frames()
+    _, found = conditioned(first, device="cpu", energy=1.0)
+    measurement = found.apply(raw)
+    assert measurement.mask.sum() == 8 * 16
+    acquired = torch.einsum("av,bvyx->bayx", measurement.unmix, measurement.kspace)[0] * measurement.scale
+    plain = condition(dataclasses.replace(raw, noise=None), device="cpu", energy=1.0)
+    expected = torch.einsum("av,bvyx->bayx", plain.unmix, plain.kspace)[0] * plain.scale
+    torch.testing.assert_close(acquired, expected, rtol=1e-3, atol=1e-3)
+    brighter = dataclasses.replace(raw, imaging=dataclasses.replace(raw.imaging, kspace=3 * raw.imaging.kspace))
+    torch.testing.assert_close(found.apply(brighter).kspace, 3 * measurement.kspace)
+    assert found.apply(brighter).scale == measurement.scale
+
+
+def test_another_frames_noise_goes_with_its_averages() -> None:
+    first, raw = scan_frames()
+    _, of_one = conditioned(first, device="cpu")
+    _, of_four = conditioned(dataclasses.replace(first, average_count=4.0), device="cpu")
+    once = of_one.apply(raw).noise_level
+    assert once is not None
+    assert of_one.apply(dataclasses.replace(raw, average_count=4.0)).noise_level == pytest.approx(once / 2)
+    assert of_four.apply(raw).noise_level == pytest.approx(once)
+
+
+def test_noise_that_is_not_known_stays_unknown() -> None:
+    kspace = np.zeros((3, 60, 80), complex)
+    kspace[:, 25:35, 30:50] = complex_normal(3, 10, 20)
+    raw = raw_frame(kspace, all_lines(60), y=60)
+    assert conditioned(raw, device="cpu")[1].apply(raw).noise_level is None
+
+
+def test_frames_of_other_coils_or_too_large_are_refused() -> None:
+    first, raw = scan_frames()
+    _, found = conditioned(first, device="cpu")
+    fewer = dataclasses.replace(raw.imaging, kspace=raw.imaging.kspace[:5])
+    with pytest.raises(InvalidFrame, match="a frame of 5 coils after one of 6"):
+        found.apply(dataclasses.replace(raw, imaging=fewer, noise=None))
+    large = dataclasses.replace(raw.imaging, kspace=raw.imaging.kspace * np.float32(1e20))
+    with pytest.raises(InvalidFrame, match="beyond"):
+        found.apply(dataclasses.replace(raw, imaging=large))
+
+
+def test_a_frame_without_signal_after_others_is_refused() -> None:
+    first, raw = scan_frames()
+    silent = dataclasses.replace(raw.imaging, kspace=0 * raw.imaging.kspace)
+    with pytest.raises(InvalidFrame, match="samples are all zero"):
+        conditioned(first, device="cpu")[1].apply(dataclasses.replace(raw, imaging=silent))

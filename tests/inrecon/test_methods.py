@@ -22,7 +22,8 @@ class TestZeroFilled(MethodConformance):
 
 def test_every_method_is_registered() -> None:
     expected = ["auto", "bilevel_inr", "cg_sense", "grappa", "imjense", "l1_wavelet", "tv", "unroll_inr", "zero_filled"]
-    assert set(expected) <= set(methods.names())
+    with_a_prior = ["residual_inr", "residual_tikhonov", "residual_tv"]
+    assert {*expected, *with_a_prior} <= set(methods.names())
 
 
 def test_the_inr_beats_cg_sense_which_beats_zero_filling() -> None:

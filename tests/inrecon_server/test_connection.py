@@ -36,6 +36,9 @@ class FakeWorker:
 
     queued = 0
 
+    def expect(self, priority: str) -> None:
+        pass
+
     async def run(self, job: Job, *, priority: str, on_beat: object) -> JobResult:
         self.started += 1
         try:

@@ -6,6 +6,7 @@ from inrecon.acquire.frames import raw_frames
 from inrecon.acquire.header import parse_header
 from inrecon.acquire.kept_noise import LEFT_TO_GADGETRON
 from inrecon.acquire.live import LiveAccumulator, collector
+from inrecon.acquire.place import Place
 from inrecon.acquire.readout import ENDS
 from inrecon.acquire.scan import Encoding, Limits, NotCartesian, Scan
 from inrecon.acquire.summary import Summary
@@ -20,6 +21,7 @@ __all__ = [
     "LiveAccumulator",
     "Memory",
     "NotCartesian",
+    "Place",
     "Scan",
     "Summary",
     "as_delivered",

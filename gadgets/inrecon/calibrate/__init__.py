@@ -2,5 +2,6 @@
 
 from inrecon.calibrate.espirit import espirit
 from inrecon.calibrate.smooth import smooth_sum_of_squares
+from inrecon.calibrate.widen import widened
 
-__all__ = ["espirit", "smooth_sum_of_squares"]
+__all__ = ["espirit", "smooth_sum_of_squares", "widened"]

@@ -39,6 +39,8 @@ class Conditioning:
         _check_magnitudes(raw)
         if raw.coils != self.mixing.shape[1]:
             raise InvalidFrame(f"a frame of {raw.coils} coils after one of {self.mixing.shape[1]}")
+        if not raw.imaging.kspace.any():
+            raise InvalidFrame("the frame's samples are all zero")
         device = self.mixing.device
         imaging = gridded(raw.imaging, raw.geometry, x=self.width, device=device, mixing=self.mixing)
         return self.measurement(imaging, None, averages=raw.average_count)

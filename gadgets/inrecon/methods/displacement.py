@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from inrecon.operators import ColumnSense
@@ -11,6 +13,9 @@ STEPS = 3
 REACH_PIXELS = 4.0
 """Standard deviation of a displacement, and of the difference between neighbouring control points, before any data."""
 BEND_PIXELS = 0.7
+
+LARGEST_TURN = 10
+"""In degrees, either way, of a patient who has moved."""
 
 
 class Displacement:
@@ -44,17 +49,52 @@ class Displacement:
 
         What the field leaves unexplained counts as noise, too, so that what appears does not bend what is there.
         """
-        samples = int(operator.sampled.sum()) * len(kspace)
+        samples = max(int(operator.sampled.sum()), 1) * len(kspace)
+        curvature: torch.Tensor | None = None
         for _ in range(STEPS):
-            values, *slopes = self._sampled()
+            values, *both = self._sampled()
+            slopes = torch.stack(both)
             residual = operator.forward(values.view(self._shape)) - kspace
             variance = noise**2 + residual.abs().square().sum() / samples
-            jacobian = self._jacobian(torch.stack(slopes))
-            projected = operator.by_columns(grams, jacobian)
-            curvature = _inner(jacobian, projected) / variance + self._precision
-            misfit = _inner(jacobian, operator.adjoint(residual)[None])[:, 0] / variance
+            if curvature is None:  # the dearest by far, and nearly the same in the steps that follow
+                curvature = self._curvature(operator, slopes, grams)
+            pull = (slopes.conj() * operator.adjoint(residual).view_as(values)).real.sum(1)
+            down, across = self._basis
+            misfit = torch.einsum("yi,ayx,xj->aij", down, pull, across).flatten() / variance
             slope = misfit + self._precision @ self.control.flatten()
-            self.control = self.control - torch.linalg.solve(curvature, slope).view_as(self.control)
+            step = torch.linalg.solve(curvature / variance + self._precision, slope)
+            self.control = self.control - step.view_as(self.control)
+
+    def realign(self, image: torch.Tensor) -> None:
+        """Begin with the rigid motion that takes the prior's magnitude nearest to that of `image`, to a pixel and a
+        degree: the correlation for each angle by one Fourier transform."""
+        *_, rows, columns = self._shape
+        goal = torch.fft.fft2(_magnitude(image.view(-1, rows, columns)))
+        best = 0.0
+        for degrees in range(-LARGEST_TURN, LARGEST_TURN + 1):
+            self.control = self._rigid(math.radians(degrees), shift=(0.0, 0.0))
+            turned = _magnitude(self._sampled()[0])
+            correlation = torch.fft.ifft2(goal * torch.fft.fft2(turned).conj()).real
+            found = float(correlation.max() / torch.linalg.vector_norm(turned).clamp(min=1e-30))
+            if found > best:
+                best, angle = found, math.radians(degrees)
+                down, across = divmod(int(correlation.argmax()), columns)
+                shift = ((down + rows // 2) % rows - rows // 2, (across + columns // 2) % columns - columns // 2)
+        self.control = self._rigid(angle, shift=shift) if best > 0 else torch.zeros_like(self.control)
+
+    def _rigid(self, angle: float, *, shift: tuple[float, float]) -> torch.Tensor:
+        """Control points of the field that turns the prior by `angle` and moves it by `shift` pixels: a field that is
+        linear in place has its own values for them."""
+        *_, rows, columns = self._shape
+        places = [
+            (torch.arange(self._points, device=self.control.device) - 1.0) * ((n - 1) / max(self._points - 3, 1))
+            for n in (rows, columns)
+        ]
+        y, x = torch.meshgrid(*places, indexing="ij")
+        down, across = y - shift[0] - rows // 2, x - shift[1] - columns // 2
+        cosine, sine = math.cos(angle), math.sin(angle)
+        turned = cosine * down - sine * across, sine * down + cosine * across
+        return torch.stack([turned[0] + rows // 2 - y, turned[1] + columns // 2 - x])
 
     @property
     def largest(self) -> float:
@@ -77,11 +117,15 @@ class Displacement:
         )
         return torch.view_as_complex(found[0].view(3, -1, 2, rows, columns).permute(0, 1, 3, 4, 2).contiguous())
 
-    def _jacobian(self, slopes: torch.Tensor) -> torch.Tensor:
-        """d x / d control, ``(2 points^2, *shape)``."""
+    def _curvature(self, operator: ColumnSense, slopes: torch.Tensor, grams: torch.Tensor) -> torch.Tensor:
+        """Real part of J^H A^H A J, J the change of the image with the control points."""
         down, across = self._basis
         weights = torch.einsum("yi,xj->ijyx", down, across).flatten(0, 1)
-        return (weights[None, :, None] * slopes[:, None]).reshape(-1, *self._shape)
+        jacobian = (weights[None, :, None] * slopes[:, None]).reshape(-1, *self._shape)
+        one, other = (
+            torch.view_as_real(images).flatten(1) for images in (jacobian, operator.by_columns(grams, jacobian))
+        )
+        return one @ other.T
 
     def _prior_precision(self, device: torch.device) -> torch.Tensor:
         """Inverse covariance of the control points of both axes."""
@@ -92,6 +136,11 @@ class Displacement:
         bending = torch.kron(along, eye) + torch.kron(eye, along)
         one = torch.eye(n * n, device=device) / REACH_PIXELS**2 + bending / BEND_PIXELS**2
         return torch.block_diag(one, one)
+
+
+def _magnitude(images: torch.Tensor) -> torch.Tensor:
+    """Root sum of squares ``(rows, columns)`` of all sets."""
+    return torch.linalg.vector_norm(images, dim=0)
 
 
 def _upsampled(images: torch.Tensor) -> torch.Tensor:
@@ -114,8 +163,3 @@ def _cubic(size: int, points: int, device: torch.device) -> torch.Tensor:
     near = 2 / 3 - distance.square() + distance**3 / 2
     far = (2 - distance).clamp(min=0) ** 3 / 6
     return torch.where(distance < 1, near, far)
-
-
-def _inner(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """Real inner products of all of `one` with all of `other`, stacked along their first axes."""
-    return (one.flatten(1).conj() @ other.flatten(1).T).real

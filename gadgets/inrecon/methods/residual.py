@@ -87,8 +87,11 @@ class Tracker:
         self._prepared: OrderedDict[bytes, Prepared] = OrderedDict()
 
     def follow(self, frame: Frame) -> Reconstruction:
-        """The next frame; its prior is that of the first one. Raises `FitDiverged`."""
-        started = time.perf_counter()
+        """The next frame; its prior is that of the first one. Raises `FitDiverged`.
+
+        A frame that is not by columns gets no trial: what is held out of it is not what can be held out here.
+        """
+        started, given = time.perf_counter(), frame
         frame = columnwise(frame)
         seen, everything = self._of(frame.training), self._of(frame)
         base = self._base(seen, frame)
@@ -97,10 +100,18 @@ class Tracker:
         )
         if not torch.isfinite(torch.view_as_real(result.image)).all():
             raise FitDiverged(f"{self._method.name} diverged: its image is not finite")
+        if frame is not given:
+            result = dataclasses.replace(result, trial=None, validation_loss=None)
         if self._displacement is not None:
             remark = f"tissue moved by up to {self._displacement.largest:.1f} pixels"
             result = dataclasses.replace(result, remark="; ".join(filter(None, (result.remark, remark))))
         return announced(result, method=self._method.name, started=started)
+
+    def realign(self, frame: Frame, image: torch.Tensor) -> None:
+        """Begin again where the prior, moved as a whole, is nearest to `image` of this frame."""
+        self._difference = self._method.difference(columnwise(frame))
+        if self._displacement is not None:
+            self._displacement.realign(image)
 
     def linear(self, frame: Frame, *, weight: float) -> torch.Tensor:
         """argmin |A x - y|^2 + weight |x|^2 of the samples of `frame`, in closed form."""
@@ -185,7 +196,7 @@ class ResidualMethod(Method):
         return self.tracker(frame).follow(frame)
 
     def judged(self, frame: Frame) -> Reconstruction:
-        """`fit`, which judges itself."""
+        """`fit`, which judges itself where the frame is by columns, and cannot be judged where it is not."""
         return self.fit(frame)
 
 
@@ -269,7 +280,12 @@ class TVDifference(Difference):
 
 def _clipped(field: torch.Tensor, weight: float) -> torch.Tensor:
     """Each vector of `field` ``(2, ...)`` with a length of at most `weight`."""
-    return field / (torch.linalg.vector_norm(field, dim=0) / weight).clamp(min=1)
+    return field / (lengths(field) / weight).clamp(min=1)
+
+
+def lengths(field: torch.Tensor) -> torch.Tensor:
+    """Of each vector of `field` ``(2, ...)``: several times faster than the norm of complex numbers."""
+    return torch.view_as_real(field).square().sum((0, -1)).sqrt()
 
 
 def _judged(frame: Frame, result: Reconstruction) -> Reconstruction:

@@ -1,4 +1,4 @@
-"""Frames told by how they differ from a prior image, the difference an implicit neural representation."""
+"""Frames told by how they differ from a prior image, the difference corrected by an implicit neural representation."""
 
 from __future__ import annotations
 
@@ -27,21 +27,25 @@ ROUNDING = 1e-3
 @methods.register("residual_inr")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResidualINR(ResidualTV):
-    """The difference as a network on a hash grid with total variation on it, weighed against `residual_tv`.
+    """`residual_tv`, and a network on a hash grid that gives back what total variation takes away.
 
-    The network goes on from its parameters of the last frame for `network_iterations`, or as long as there is time; its
-    images are averaged. It, `residual_tv` and no difference at all are weighed by the held-out samples (as in `auto`).
+    The network's image is added to the difference of least total variation and fitted with it to the data, under a part
+    `network_tv` of the weight of total variation, which shrinks what is new in a frame. A network that is all of the
+    difference lags behind what moves, and converges to the same image. It goes on from its parameters of the last
+    frame for `network_iterations`, or as long as there is time; its images are averaged. The held-out samples tell how
+    much of it, and of the difference, is worth having (as in `auto`).
     """
 
     name: ClassVar[str] = "residual_inr"
     network_iterations: int = bounded(30, low=0, high=10_000)
     learning_rate: float = tunable(1e-2, low=1e-4, high=1e-1, log=True, symbol="tau")
-    levels: int = bounded(16, low=1, high=32)
+    network_tv: float = tunable(0.5, low=0.05, high=1.0, log=True)
+    levels: int = bounded(10, low=1, high=32)
     log2_table_size: int = bounded(18, low=4, high=24)
     base_resolution: int = bounded(16, low=1, high=512)
     per_level_scale: float = tunable(1.5, low=1.2, high=2.0, symbol="b")
-    hidden_layers: int = bounded(2, low=0, high=16)
-    width: int = bounded(64, low=1, high=512)
+    hidden_layers: int = bounded(1, low=0, high=16)
+    width: int = bounded(32, low=1, high=512)
     seed: int = bounded(0, low=0, high=2**31 - 1)
 
     def difference(self, frame: Frame) -> Difference:
@@ -79,51 +83,58 @@ class _NetworkDifference(Difference):
 
     def fit(self, frame: Frame, base: torch.Tensor, *, seen: Problem, everything: Problem) -> Reconstruction:
         classical = self._classical.fit(frame, base, seen=seen, everything=everything)
+        self.image = classical.image - base
         last = self._method.network_iterations
-        judged_at = last - round(FULL_SHARE * last) if frame.held_out is not None else last
-        trial, done, losses = self._follow(seen, 0, judged_at)
-        if done == 0 or classical.trial is None:
-            self.image = classical.image - base
+        if classical.trial is None or time_left() <= 0 or last == 0:
             return classical
-        image, done, later = self._follow(everything, done, last) if done < last else (trial, done, [])
-        residuals = torch.stack([frame.residuals(x) for x in (classical.trial, base + trial, base)])
+        judged_at = last - round(FULL_SHARE * last)
+        losses: list[torch.Tensor] = []
+        corrections = [
+            self._follow(problem, image - base, goal, losses)
+            for problem, image, goal in ((seen, classical.trial, judged_at), (everything, classical.image, last))
+        ]
+        tried, added = corrections
+        names = ("residual_tv", "with network", "prior")
+        residuals = torch.stack([frame.residuals(x) for x in (classical.trial, classical.trial + tried, base)])
         weights = convex_weights(residuals)
-        tried = weights[0] * (classical.trial - base) + weights[1] * trial
-        self.image = weights[0] * (classical.image - base) + weights[1] * image
-        names = ("residual_tv", "network", "prior")
+        kept = weights[0] + weights[1]
+        trial = base + kept * (classical.trial - base) + weights[1] * tried
+        self.image = kept * self.image + weights[1] * added
         return Reconstruction(
             image=base + self.image,
-            trial=base + tried,
-            validation_loss=frame.loss(base + tried),
-            iterations=done,
-            stopped_by="iterations" if done == last else DEADLINE,
-            losses=(*losses, *later),
+            trial=trial,
+            validation_loss=frame.loss(trial),
+            iterations=max(len(losses), 1),
+            stopped_by="iterations" if len(losses) == last else DEADLINE,
+            losses=tuple(torch.stack(losses).tolist()) if losses else (),
             backend=self._network.encoder.backend,
             remark=" + ".join(f"{w:.2f} {name}" for w, name in zip(weights, names, strict=True) if w >= 0.005),
         )
 
-    def _follow(self, problem: Problem, done: int, goal: int) -> tuple[torch.Tensor, int, list[float]]:
-        """The averaged difference after iterations from number `done` to `goal`, as long as there is time."""
+    def _follow(
+        self, problem: Problem, difference: torch.Tensor, goal: int, losses: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """The network's averaged image beside `difference`, when there are `goal` `losses`, or no time is left."""
+        problem = dataclasses.replace(problem, missing=problem.missing - problem.operator.forward(difference))
         average: torch.Tensor | None = None
-        losses: list[torch.Tensor] = []
-        while done < goal and time_left() > 0:
-            loss, difference = self._step(problem)
-            average = difference if average is None else torch.lerp(difference, average, AVERAGING)
+        while len(losses) < goal and (time_left() > 0 or average is None):
+            loss, correction = self._step(problem, difference)
+            average = correction if average is None else torch.lerp(correction, average, AVERAGING)
             losses.append(loss)
-            done += 1
-        return self.image if average is None else average, done, torch.stack(losses).tolist() if losses else []
+        return torch.zeros_like(difference) if average is None else average
 
-    def _step(self, problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step of Adam; the loss over the noise, and the difference before the step."""
-        difference = self._network()[0] * self._unit
+    def _step(self, problem: Problem, difference: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One step of Adam; the loss in units of the noise, and the network's image before the step."""
+        correction = self._network()[0] * self._unit
         with torch.no_grad():
-            error = problem.operator.forward(difference) - problem.missing
+            error = problem.operator.forward(correction) - problem.missing
             gradient = problem.operator.adjoint(error)
-        rounded = (differences(difference).abs().square().sum(0) + (ROUNDING * self._unit) ** 2).sqrt()
-        variation = self._method.tv_weight * problem.noise * rounded.sum()
-        pull = (torch.view_as_real(difference) * torch.view_as_real(gradient)).sum()
+        jumps = torch.view_as_real(differences(difference + correction)).square().sum((0, -1))
+        variation = (jumps + (ROUNDING * self._unit) ** 2).sqrt().sum()
+        penalty = self._method.network_tv * self._method.tv_weight * problem.noise * variation
+        pull = (torch.view_as_real(correction) * torch.view_as_real(gradient)).sum()
         self._optimizer.zero_grad()
-        ((pull + variation) / problem.noise**2).backward()
+        ((pull + penalty) / problem.noise**2).backward()
         self._optimizer.step()
-        loss = (error.abs().square().sum() / 2 + variation.detach()) / problem.noise**2
-        return loss, difference.detach()
+        loss = (error.abs().square().sum() / 2 + penalty.detach()) / problem.noise**2
+        return loss, correction.detach()

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Sequence
+from typing import Self
 
 import torch
 
@@ -95,7 +96,7 @@ class CartesianSense(LinearOperator):
         """k-space (arranged) of the same object on pixel centres moved by `offset` ``(rows, columns)`` in pixels."""
         return kspace * self._ramp(offset)
 
-    def displaced(self, offset: Offset) -> "CartesianSense":
+    def displaced(self, offset: Offset) -> Self:
         """The operator on images sampled at pixel centres moved by `offset`, its coil maps interpolated there."""
         csm = self.csm
         for axis, step in zip((-2, -1), offset, strict=True):
@@ -103,11 +104,11 @@ class CartesianSense(LinearOperator):
             csm = torch.lerp(csm, neighbour, abs(step))
         return self._like(csm, self._sampled)
 
-    def restricted(self, kept: torch.Tensor) -> "CartesianSense":
+    def restricted(self, kept: torch.Tensor) -> Self:
         """The operator to those samples that are in `kept` ``(lines, columns)``; the range has the same shape."""
         return self._like(self.csm, self._sampled & kept)
 
-    def with_maps(self, csm: torch.Tensor) -> "CartesianSense":
+    def with_maps(self, csm: torch.Tensor) -> Self:
         """The operator to the same samples with other coil maps, of any number of coils and sets."""
         other = self._like(csm, self._sampled)
         other.domain_shape = (*csm.shape[:-3], *self.grid)
@@ -127,7 +128,7 @@ class CartesianSense(LinearOperator):
             raise ValueError("slices in one operator must have as many sets of coil maps")
         return first._like(torch.stack([operator.csm for operator in operators])[:, None], first._sampled)
 
-    def _like(self, csm: torch.Tensor, sampled: torch.Tensor) -> "CartesianSense":
+    def _like(self, csm: torch.Tensor, sampled: torch.Tensor) -> Self:
         other = copy.copy(self)
         other._set(csm, self._lines, sampled)
         return other
