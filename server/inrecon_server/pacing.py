@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import ismrmrd
@@ -20,7 +20,7 @@ class Pace:
     much a readout was behind its time at most: a socket that is not read holds the sender up.
     """
 
-    frames: Sequence[Sequence[ismrmrd.Acquisition]]
+    frames: Iterable[Sequence[ismrmrd.Acquisition]]
     period_s: float
     sent: dict[int, float] = field(default_factory=dict)
     late_s: float = 0.0
@@ -50,14 +50,14 @@ class Watched:
 
 def watch(
     header: bytes,
-    frames: Sequence[Sequence[ismrmrd.Acquisition]],
+    frames: Iterable[Sequence[ismrmrd.Acquisition]],
     *,
     period_s: float,
     config: str,
     host: str = "127.0.0.1",
     port: int = 9002,
 ) -> Watched:
-    """Send a stream of which frame n is repetition n; raises `ConnectionFailedError`."""
+    """Send a stream of which frame n is repetition n, or is made so when asked for; raises `ConnectionFailedError`."""
     pace, arrived, images = Pace(frames, period_s), dict[int, float](), dict[int, ismrmrd.Image]()
 
     def hear(message: Message) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from live import cases, contestants, fine_tuning, main, results
+from live import cases, contestants, fine_tuning, main, results, stream
 from live.cases import CASES, Case
 from live.contestants import Opening
 from live.judge import Course, Moment
@@ -179,3 +179,40 @@ def test_fields_of_a_network_are_those_of_the_paper() -> None:
     with pytest.raises(InvalidCases):
         contestants.parse("")
     assert contestants.parse("residual_tv")[0].how == ResidualTV()
+
+
+def test_a_stream_goes_on_counting() -> None:
+    made = cases.stream_of(Case.model_validate(SMALL | {"matrix": (32, 32)}), seed=0, data=None)
+    endless = stream.Endless(made, 20, dict)
+    told = [(r.idx.repetition, r.scan_counter, r.acquisition_time_stamp) for readouts in endless for r in readouts]
+    repetitions, counters, stamps = zip(*told, strict=True)
+    assert sorted(set(repetitions)) == list(range(20))
+    assert counters == tuple(range(len(told)))
+    assert list(stamps) == sorted(stamps)
+
+
+def test_a_long_stream_is_timed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kind = [
+        "--frames",
+        "5",
+        "--rate",
+        "20",
+        "--size",
+        "32",
+        "--coils",
+        "4",
+        "--method",
+        "cg_sense",
+        "--inline-size",
+        "32",
+    ]
+    stream.main([*kind, "--inline-deadline", "1", "--json", str(tmp_path / "values.json")])
+    assert capsys.readouterr().out.startswith("| | alone | beside inline scans |")
+    runs = json.loads((tmp_path / "values.json").read_text())
+    for run in runs.values():
+        assert run["images"] + run["without image"] == run["frames"] == 5
+        assert run["images"] >= 1
+        assert run["largest"] >= run["latency (s): median"] > 0
+        assert min(run["front (MiB)"]) > 20
+        assert min(run["worker (MiB)"]) > 100
+    assert runs["beside inline scans"]["inline scans"] >= 1
