@@ -137,7 +137,7 @@ def test_a_process_that_dies_while_it_stands_still_is_replaced(job: Job, tmp_pat
             scan = asyncio.create_task(lanes.run(stuck.job))
             stuck_end = await stuck.at_work()
             held, end, frame = await paused(lanes, job, scans, tmp_path / "held")
-            _, realtime = children(before)
+            (realtime,) = set(children(before)) - {scans}
             stuck.let_go()
             os.kill(scans.pid, signal.SIGKILL)
             os.close(stuck_end)
@@ -229,6 +229,18 @@ def test_where_a_device_takes_no_second_process_streams_share_that_of_scans(
             lanes.stop()
 
     asyncio.run(scenario())
+
+
+def test_threads_that_wait_do_not_spin(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_DISPLAY_ENV", "VERBOSE")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+
+    async def scenario() -> None:
+        async with running(realtime=0):
+            pass
+
+    asyncio.run(scenario())
+    assert "GOMP_SPINCOUNT = '0'" in capfd.readouterr().err
 
 
 def test_frames_of_a_stream_stay_at_their_process_and_priors_are_sent_once(
