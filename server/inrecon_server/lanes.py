@@ -110,7 +110,7 @@ class Lanes:
         """Start the real-time lane; where it cannot be had, as on a GPU that is lent to one process, do without."""
         try:
             lane.start()
-            await lane.warmed_up()
+            log.info("ready: streams on %s", await lane.warmed_up())
         except WorkerLost as error:
             log.error("a worker process for streams was lost while it started: %s", error)  # the next job replaces it
         except OSError as error:

@@ -82,6 +82,17 @@ def test_the_worker_ends_when_the_front_is_killed(own_server: RunningServer, sca
     os.close(worker)
 
 
+def test_a_worker_that_stands_still_ends_when_the_front_is_killed(own_server: RunningServer) -> None:
+    wait_until(lambda: own_server.get("/readyz")[0] == 200)
+    number = own_server.worker()
+    worker = os.pidfd_open(number)
+    os.kill(number, signal.SIGSTOP)
+    wait_until(lambda: stands_still(number))
+    own_server.process.kill()
+    assert select.select([worker], [], [], 10)[0], "the worker outlived the front"
+    os.close(worker)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_front_and_worker(own_server: RunningServer, scan: SimulatedScan, number: signal.Signals) -> None:
     assert own_server.answers(Close()) == [Close()]
@@ -114,6 +125,32 @@ def wait_until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def stands_still(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat").read_text()
+    return stat.rpartition(")")[2].split()[0] == "T"
+
+
+def test_a_scan_stands_still_beside_a_stream_and_all_images_come(
+    own_server: RunningServer, scan: SimulatedScan
+) -> None:
+    movie = simulate_scan(shape=(32, 32), coils=4, acceleration=2, acs=12, repetitions=6)
+    stream = '{"parameters": {"config": "inr_imri", "method": "cg_sense", "frame_policy": "all"}}'
+    messages = (ConfigText(stream), Header(movie.header), *movie.acquisitions, Close())
+    own_server.answers(*messages)
+    wait_until(lambda: "ready: streams on cpu" in own_server.log())
+    worker, stood_still = own_server.worker(), []
+    with begin(own_server, scan, SLOW.format(1000)) as connection, ThreadPoolExecutor(1) as pool:
+        frames = pool.submit(own_server.answers, *messages)
+        wait_until(lambda: stood_still.append(stands_still(worker)) or frames.done())
+        answers = own_server.hear(connection)
+    assert [answer.repetition for answer in frames.result() if isinstance(answer, Image)] == list(range(6))
+    (image,) = (answer for answer in answers if isinstance(answer, Image))
+    assert "inrecon_fallback" not in image.meta
+    assert own_server.figure("inrecon_workers_lost_total") == 0
+    assert any(stood_still)
+    assert len(own_server.children(b"spawn_main")) == 2
 
 
 def test_a_scan_at_work_is_finished_before_the_server_stops(run_server: RunServer, scan: SimulatedScan) -> None:

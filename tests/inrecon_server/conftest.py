@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests find what is beside them
 
 from inrecon.acquire import raw_frames
 from inrecon.frame import Request

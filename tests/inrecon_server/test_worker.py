@@ -7,21 +7,17 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from multiprocessing import active_children
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
+from held import Held, children, only_child, texts
 
 from inrecon.errors import UnknownName
 from inrecon.frame import Request
 from inrecon.testing import write_quick_default
 from inrecon_server.child import Beat
-from inrecon_server.job import Job, JobResult
+from inrecon_server.job import Job
 from inrecon_server.worker import Workers
-
-
-def texts(result: JobResult, level: str) -> list[str]:
-    return [notice.text for notice in result.notices if notice.level == level]
 
 
 @asynccontextmanager
@@ -34,40 +30,6 @@ async def running(
         yield workers
     finally:
         workers.stop()
-
-
-class Held:
-    """A job that stays at work: its hyperparameter file is a pipe, which gives nothing before it is let go."""
-
-    def __init__(self, job: Job, folder: Path) -> None:
-        folder.mkdir()
-        self._folder = folder
-        self._pipe = folder / "default.yaml"
-        os.mkfifo(self._pipe)
-        self.job = replace(job, hyperparameters=folder, request=Request(method="bilevel_inr"))
-
-    async def at_work(self) -> int:
-        """Wait until the worker has opened the pipe; gives the other end."""
-        async with asyncio.timeout(60):
-            while True:
-                try:
-                    return os.open(self._pipe, os.O_WRONLY | os.O_NONBLOCK)
-                except OSError:  # no reader yet
-                    await asyncio.sleep(0.01)
-
-    def let_go(self) -> None:
-        """Whoever opens the file from now on finds one."""
-        self._pipe.unlink()
-        write_quick_default(self._folder, iterations=2)
-
-
-def children(before: set[BaseProcess]) -> list[BaseProcess]:
-    return [child for child in active_children() if child not in before]
-
-
-def only_child(before: set[BaseProcess]) -> BaseProcess:
-    (process,) = children(before)
-    return process
 
 
 def test_a_worker_that_dies_costs_its_job_the_fit_and_is_replaced(job: Job, tmp_path: Path) -> None:
