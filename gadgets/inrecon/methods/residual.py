@@ -107,11 +107,13 @@ class Tracker:
             result = dataclasses.replace(result, remark="; ".join(filter(None, (result.remark, remark))))
         return announced(result, method=self._method.name, started=started)
 
-    def realign(self, frame: Frame, image: torch.Tensor) -> None:
-        """Begin again where the prior, moved as a whole, is nearest to `image` of this frame."""
-        self._difference = self._method.difference(columnwise(frame))
-        if self._displacement is not None:
-            self._displacement.realign(image)
+    def realigned(self, frame: Frame, image: torch.Tensor) -> Tracker:
+        """Another tracker, that begins where the prior, moved as a whole, is nearest to `image` of this frame."""
+        other = Tracker(self._method, dataclasses.replace(frame, prior=self._prior))
+        other._prepared = self._prepared
+        if other._displacement is not None:
+            other._displacement.realign(image)
+        return other
 
     def linear(self, frame: Frame, *, weight: float) -> torch.Tensor:
         """argmin |A x - y|^2 + weight |x|^2 of the samples of `frame`, in closed form."""
