@@ -71,12 +71,11 @@ class Terms:
 class Session:
     """The life of one scan; whoever drives it carries the messages, runs the jobs and sends what it is told to.
 
-    `receive` takes the client's messages but CLOSE, `finish` its CLOSE; both give the steps to take, among them, once
-    and before the first frame, what is asked for. `job` and `take`
-    turn a frame into a job and the job's result into notices, strictly one job at a time and in the frames' order.
-    `images` and `failed` count images made and frames of which none could be, `skipped` (for the driver to set) those
-    that a newer one took the place of. `wishes` go over whatever configuration
-    the client sends.
+    `receive` takes the client's messages but CLOSE, `finish` its CLOSE; both give the steps to take: among them, once,
+    before the first frame, what is asked for. `job` and `take` turn a frame into a job and the job's result into
+    notices, strictly one job at a time and in the frames' order. `images` and `failed` count images made and frames of
+    which none could be, `skipped` (for the driver to set) those that a newer one took the place of. `wishes` go over
+    whatever configuration the client sends.
     """
 
     def __init__(self, terms: Terms, *, wishes: Wishes | None = None) -> None:

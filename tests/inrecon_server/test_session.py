@@ -9,7 +9,7 @@ from ismrmrd import ACQ_IS_NOISE_MEASUREMENT, Meta
 
 from inrecon.errors import InreconError, InvalidHeader
 from inrecon.events import FallBack
-from inrecon.frame import RawFrame, Request, Series
+from inrecon.frame import Key, RawFrame, Request, Series
 from inrecon.simulate import SimulatedScan, simulate_scan
 from inrecon_server.config import Wishes
 from inrecon_server.job import JobResult, Progress
@@ -98,6 +98,33 @@ def test_progress_passes_from_result_to_next_job(scan: SimulatedScan) -> None:
     progress = Progress(series={0: Series(images=3, scale=2.0)}, hyperparameters=b"as read")
     assert list(running.take(JobResult(progress=progress, images=(b"i",)))) == []
     assert running.job(first, complete_at=0.0).progress == progress
+
+
+def test_what_is_asked_for_is_told_once_before_the_first_frame(scan: SimulatedScan) -> None:
+    running = session(ConfigFile("inr_imri"), Header(scan.header))
+    steps = receive(running, scan.acquisitions)
+    (asked,) = [step for step in steps if isinstance(step, Request)]
+    assert asked.priority == "realtime"
+    assert steps.index(asked) < steps.index(frames(steps)[0])
+
+
+def test_frames_of_one_stream_are_told_from_those_of_others_and_scans_have_none(scan: SimulatedScan) -> None:
+    streams = []
+    for config in ("inr_imri", "inr_imri", "inr"):
+        running = session(ConfigFile(config), Header(scan.header))
+        found = [*frames(receive(running, scan.acquisitions)), *frames(running.finish())]
+        (stream,) = {running.job(raw, complete_at=0.0).stream for raw in found}
+        streams.append(stream)
+    assert len(set(streams)) == 3
+    assert streams[2] is None
+
+
+def test_priors_of_all_results_pass_to_the_next_job(scan: SimulatedScan) -> None:
+    running = session(ConfigFile("inr_imri"), Header(scan.header))
+    first, *_ = frames(receive(running, scan.acquisitions))
+    for priors in ({Key(slice=0): b"a", Key(slice=1): b"b"}, {Key(slice=1): b"c"}, {}):
+        assert list(running.take(JobResult(progress=Progress(priors=priors), images=(b"i",)))) == []
+    assert running.job(first, complete_at=0.0).progress.priors == {Key(slice=0): b"a", Key(slice=1): b"c"}
 
 
 def test_a_warning_is_told_once_their_number_is_bounded_and_that_is_told_once(scan: SimulatedScan) -> None:
