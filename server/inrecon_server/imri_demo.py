@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from inrecon.frame import Preset
 from inrecon.simulate import Intervention, simulate_intervention
@@ -113,7 +113,7 @@ def _table(answers: Mapping[str, Watched], stream: Intervention) -> Table:
     from inrecon.quality import change_error, psnr  # scikit-image is an extra
 
     heads = ("PSNR (dB)", "error in changed region", "latency (s): median", "95 %", "largest")
-    table = Table("method", "images", *heads)
+    table = Table(Column("method", no_wrap=True), "images", *heads)
     for name, answer in answers.items():
         quality, errors = [], []
         for frame in sorted(set(answer.images) - {0}):

@@ -214,5 +214,5 @@ def test_a_long_stream_is_timed(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert run["images"] >= 1
         assert run["largest"] >= run["latency (s): median"] > 0
         assert min(run["front (MiB)"]) > 20
-        assert min(run["worker (MiB)"]) > 100
+        assert min(run["workers (MiB)"]) > 100
     assert runs["beside inline scans"]["inline scans"] >= 1

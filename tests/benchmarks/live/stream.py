@@ -65,7 +65,7 @@ class Endless:
 
 
 def server_memory() -> dict[str, float]:
-    """Resident MiB of the server that this process has started: its front, and the largest process below it."""
+    """Resident MiB of the server that this process has started: its front, and all the processes below it."""
     children: dict[int, list[int]] = {}
     resident: dict[int, float] = {}
     for status in Path("/proc").glob("[0-9]*/status"):
@@ -77,12 +77,12 @@ def server_memory() -> dict[str, float]:
         children.setdefault(int(facts["PPid"]), []).append(number)
         resident[number] = float(facts.get("VmRSS", "0").split()[0]) / 1024
     front = max(children[os.getpid()], key=lambda child: resident[child])
-    pending, below = list(children.get(front, [])), [0.0]
+    pending, below = list(children.get(front, [])), list[float]()
     while pending:
         child = pending.pop()
         below.append(resident[child])
         pending += children.get(child, [])
-    return {"front": resident[front], "worker": max(below)}
+    return {"front": resident[front], "workers": sum(below), "processes": len(below)}
 
 
 @contextmanager
@@ -124,7 +124,8 @@ def facts(found: Watched, endless: Endless, *, period_s: float, beside: Sequence
         "largest": float(largest),
         "sender late (s)": found.late_s,
         "front (MiB)": [endless.memory[at]["front"] for at in (0, 1, -1)],
-        "worker (MiB)": [endless.memory[at]["worker"] for at in (0, 1, -1)],
+        "workers (MiB)": [endless.memory[at]["workers"] for at in (0, 1, -1)],
+        "processes": [endless.memory[at]["processes"] for at in (0, 1, -1)],
         "inline scans": len(beside),
         "s each": float(np.mean(beside)) if beside else 0.0,
         "latencies": latency,
