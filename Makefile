@@ -39,3 +39,4 @@ test: $(VENV)/.dev
 gpu-check: $(VENV)/.dev
 	$(BIN)/pytest -m cuda -ra
 	$(BIN)/python tests/benchmarks/fit_timing.py
+	$(BIN)/inrecon bench live --only R6 --frames 40 --seeds 1 --methods cg_sense,residual_tv,residual_inr --device cuda

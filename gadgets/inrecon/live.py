@@ -236,9 +236,10 @@ class Slice:
         self._refused.clear()
 
     def _begin(self, raw: RawFrame, source: str) -> Followed:
-        """Make `raw` the prior; it is its own image."""
+        """Make `raw` the prior; it is its own image. What later frames need is made now, while none is waited for."""
         followed = begin(raw, source=source, device=self.device)
-        self.prior, self._tracker = followed.prior, None
+        self.prior = followed.prior
+        self._tracker = self.method.tracker(dataclasses.replace(followed.frame, prior=self.prior.image))
         self._losses.clear()
         return followed
 

@@ -33,6 +33,19 @@ ITERATIVE = pytest.mark.parametrize("method", [VARIATION, QUICK_INR], ids=lambda
 ROWS, COLUMNS = 40, 32
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("method", [ResidualTikhonov(), ResidualTV(), ResidualINR()])
+def test_a_gpu_gives_the_image_of_a_cpu(method: ResidualMethod) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA GPU")
+    images = []
+    for device in ("cpu", "cuda"):
+        frame, truth = simulated_frame(device=device)
+        prior = truth.roll(1, -1)
+        images.append(method.fit(dataclasses.replace(frame, prior=prior)).image.cpu())
+    assert relative_error(images[1], images[0]) < 0.02
+
+
 class TestResidualTikhonov(MethodConformance):
     method = TIKHONOV
 
