@@ -19,7 +19,7 @@ from inrecon_server.files import replacing, write_images
 from inrecon_server.pacing import Watched, live_configuration, watch
 
 FIRST = "first frame again"
-LINEAR, RESIDUAL, NETWORK = "CG-SENSE", "residual TV", "INR"
+LINEAR, RESIDUAL, NETWORK = "CG-SENSE", "residual TV, fixed prior", "INR"
 FILES = {LINEAR: "cg_sense", RESIDUAL: "residual_tv", NETWORK: "inr"}
 
 Image = NDArray[np.number]

@@ -119,6 +119,15 @@ def test_recovery_is_counted_from_the_shift() -> None:
     assert "not recovered" in results.table([row], [])
 
 
+def test_methods_that_leave_frames_out_are_compared_in_what_they_have() -> None:
+    scores = [{"psnr": 20.0, "changed": 0.4}, {"psnr": 30.0, "changed": 0.2}]
+    often = results.Row(case="a", seed=0, label="often", shift_at=None, frames=[1, 2], scores=scores)
+    seldom = results.Row(case="a", seed=0, label="seldom", shift_at=None, frames=[2], scores=scores[1:])
+    rows = results.table([often, seldom], []).splitlines()[2:]
+    assert [line.split(" | ")[-2] for line in rows] == ["30.00 / 0.200"] * 2
+    assert results.table([often], []).splitlines()[2].split(" | ")[-2] == "-"
+
+
 def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     streams = [SMALL | {"name": "shifted", "shift": 0.5, "matrix": [32, 32]}, {"name": "lost", "data": "nothing.npz"}]
     (tmp_path / "cases.yaml").write_text(yaml.safe_dump({"cases": streams}))

@@ -85,7 +85,7 @@ def test_without_the_extra_packages_the_demo_names_them(
 def test_an_intervention_is_shown_as_it_comes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     imri_demo(tmp_path, frames=6, rate=20, preset="fast", simulate=SMALL_STREAM)
     table = rows_of(capsys.readouterr().out)
-    assert list(table) == ["CG-SENSE", "residual TV", "INR"]
+    assert list(table) == ["CG-SENSE", "residual TV, fixed prior", "INR"]
     for images, psnr, changed, *latency in table.values():
         count = int(images.split(" of 6")[0])
         assert 1 <= count <= 6

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,9 +28,10 @@ class Row:
     others: int = 0
     failure: str | None = None
 
-    def mean(self, measure: str) -> float | None:
-        """Over the frames that have it."""
-        values = [scores[measure] for scores in self.scores if measure in scores]
+    def mean(self, measure: str, frames: Set[int] | None = None) -> float | None:
+        """Over the frames that have it, or those of `frames` that do."""
+        both = zip(self.frames, self.scores, strict=True)
+        values = [scores[measure] for f, scores in both if measure in scores and (frames is None or f in frames)]
         return float(np.mean(values)) if values else None
 
     @property
@@ -57,17 +58,33 @@ class Row:
 
 
 def table(rows: Sequence[Row], remarks: Sequence[str]) -> str:
-    """A line for each case and contestant: means over frames, the least and the largest of seeds in brackets."""
+    """A line for each case and contestant: means over frames, the least and the largest of seeds in brackets.
+
+    Of a case in which some methods have left out frames, PSNR and error in the changed region are given once more, over
+    the frames that all have an image of.
+    """
     heads = ["stream", "method", "PSNR (dB)", "error in changed region", "needle error", "needle shown", "tip shown"]
-    heads += ["s a frame: median", "p95", "frames", "note"]
+    heads += ["s a frame: median", "p95", "frames", "in frames of all", "note"]
     lines = [heads, ["---"] * len(heads)]
     for case, label in dict.fromkeys((row.case, row.label) for row in rows):
         runs = [row for row in rows if (row.case, row.label) == (case, label)]
         cells = [_spread([run.mean(measure) for run in runs], form) for measure, form in MEASURES.items()]
         timing = [_spread([run.percentile(p) for run in runs], ".2f", brackets=False) for p in (50, 95)]
-        lines.append([case, label, *cells, *timing, str(sum(len(run.frames) for run in runs)), _note(runs)])
+        counted = str(sum(len(run.frames) for run in runs))
+        shared = _in_frames_of_all(runs, [row for row in rows if row.case == case])
+        lines.append([case, label, *cells, *timing, counted, shared, _note(runs)])
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     return text + "\n" + "".join(f"\n- {remark}" for remark in remarks) + ("\n" if remarks else "")
+
+
+def _in_frames_of_all(runs: Sequence[Row], rows: Sequence[Row]) -> str:
+    """PSNR / error in the changed region over the frames that every row has, where some rows have more."""
+    frames = [set(row.frames) for row in rows if row.frames]
+    shared = set.intersection(*frames) if frames else set()
+    if all(shared == own for own in frames):
+        return NOTHING
+    cells = [_spread([run.mean(name, shared) for run in runs], MEASURES[name]) for name in ("psnr", "changed")]
+    return " / ".join(cells)
 
 
 def _note(runs: Sequence[Row]) -> str:
