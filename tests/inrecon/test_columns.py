@@ -148,8 +148,22 @@ def test_the_inverses_solve_tikhonovs_problem(sets: int, weight: float, restrict
         columns = columns.restricted(kept_samples(columns))
     images = random_complex(3, *columns.domain_shape, seed=5)
     right_hand_side = columns.gram(images) + weight * images
-    found = columns.by_columns(columns.inverses(weight), right_hand_side)
+    found = columns.solve(columns.inverses(weight), right_hand_side, weight=weight)
     torch.testing.assert_close(found, images, rtol=1e-3, atol=1e-3)
+
+
+def test_columns_and_rows_without_coil_maps_are_left_out() -> None:
+    columns = both(1, (14, 9))[1]
+    csm = columns.csm.clone()
+    csm[:, :3], csm[:, :, 7:] = 0, 0
+    narrow = columns.with_maps(csm)
+    assert narrow.box == (slice(3, 14), slice(0, 7))
+    images = random_complex(2, 14, 9, seed=5)
+    torch.testing.assert_close(narrow.by_columns(narrow.grams(), images), narrow.gram(images), rtol=1e-4, atol=1e-5)
+    right_hand_side = narrow.gram(images) + 0.1 * images
+    torch.testing.assert_close(
+        narrow.solve(narrow.inverses(0.1), right_hand_side, weight=0.1), images, rtol=1e-3, atol=1e-3
+    )
 
 
 @SETS

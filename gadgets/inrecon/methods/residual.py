@@ -51,7 +51,7 @@ class Prepared:
         """(A^H A + weight)^-1 b."""
         if weight not in self._inverses:
             self._inverses[weight] = self.operator.inverses(weight)
-        return self.operator.by_columns(self._inverses[weight], right_hand_side)
+        return self.operator.solve(self._inverses[weight], right_hand_side, weight=weight)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 
 from inrecon.operators.cartesian import CartesianSense, Offset
@@ -50,28 +52,51 @@ class ColumnSense(CartesianSense):
         """``(..., *range_shape)`` to ``(..., *domain_shape)``."""
         return self._combined(self._placed(self._kept(kspace)))
 
+    def _set(self, csm: torch.Tensor, lines: torch.Tensor, sampled: torch.Tensor) -> None:
+        super()._set(csm, lines, sampled)
+        self.__dict__.pop("box", None)  # of other maps
+
+    @cached_property
+    def box(self) -> tuple[slice, slice]:
+        """Rows and columns between which coil maps are not zero: beyond them A^H A is."""
+        seen = self.csm.reshape(-1, *self.grid).any(0)
+        both = (seen.any(axis).nonzero()[:, 0].tolist() or [0] for axis in (1, 0))
+        down, across = (slice(found[0], found[-1] + 1) for found in both)
+        return down, across
+
     def grams(self) -> torch.Tensor:
-        """A^H A of each column, ``(columns, n, n)`` with n = sets times rows.
+        """A^H A of each column of the `box`, ``(columns, n, n)`` with n = sets times rows.
 
         The Fourier part is a Gram matrix of sampled waves, the same for all coils; the maps' part, a correlation of
         rows, is the same for all samples; this is their elementwise product.
         """
-        rows = self.grid[0]
-        angle = torch.outer(self._lines, torch.arange(rows, device=self.csm.device)) % rows * (-2 * torch.pi / rows)
+        rows, (down, across) = self.grid[0], self.box
+        place = torch.arange(rows, device=self.csm.device)[down]
+        angle = torch.outer(self._lines, place) % rows * (-2 * torch.pi / rows)
         waves = torch.polar(torch.full_like(angle, rows**-0.5), angle).to(self.csm.dtype)
-        kept = self._sampled[:, :1] if self._whole_lines else self._sampled
+        kept = self._sampled[:, :1] if self._whole_lines else self._sampled[:, across]
         fourier = torch.einsum("ly,lx,lz->xyz", waves.conj(), kept.to(waves.dtype), waves)
-        maps = self.csm.reshape(-1, *self.csm.shape[-3:]).permute(3, 1, 0, 2).flatten(2)
+        maps = self.csm.reshape(-1, *self.csm.shape[-3:])[..., down, across].permute(3, 1, 0, 2).flatten(2)
         correlation = torch.einsum("xcy,xcz->xyz", maps.conj(), maps)
         return fourier.repeat(1, self.sets, self.sets) * correlation
 
     def by_columns(self, matrices: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        """`matrices` ``(columns, n, n)`` times the columns of `images` ``(..., *domain_shape)``."""
-        stacked = images.reshape(-1, matrices.shape[-1], self.grid[1])
-        return torch.einsum("xyz,bzx->byx", matrices, stacked).reshape(images.shape)
+        """`matrices` ``(columns, n, n)`` of the `box` times the columns of `images` ``(..., *domain_shape)``; zero
+        beyond it."""
+        inside = images[..., *self.box]
+        stacked = inside.reshape(-1, matrices.shape[-1], inside.shape[-1])
+        products = torch.zeros_like(images)
+        products[..., *self.box] = torch.einsum("xyz,bzx->byx", matrices, stacked).reshape(inside.shape)
+        return products
 
     def inverses(self, weight: float) -> torch.Tensor:
-        """(A^H A + weight)^-1 of each column, ``(columns, n, n)``."""
+        """(A^H A + weight)^-1 of each column of the `box`, ``(columns, n, n)``; beyond it, it is 1 / weight."""
         grams = self.grams()
         grams.diagonal(dim1=-2, dim2=-1).add_(weight)
         return torch.cholesky_inverse(torch.linalg.cholesky(grams))
+
+    def solve(self, inverses: torch.Tensor, right_hand_side: torch.Tensor, *, weight: float) -> torch.Tensor:
+        """(A^H A + weight)^-1 b, by the `inverses` of that weight."""
+        solution = right_hand_side / weight
+        solution[..., *self.box] = self.by_columns(inverses, right_hand_side)[..., *self.box]
+        return solution
