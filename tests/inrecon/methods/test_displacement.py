@@ -119,8 +119,8 @@ def test_a_patient_who_lies_elsewhere_is_found_within_two_frames(acceleration: i
 
 
 def test_the_curvature_by_which_it_is_fitted_is_that_of_finite_differences() -> None:
-    """Of the object itself: those of the interpolation, which waver between two pixels of it, are no better. Half of the
-    columns tell it."""
+    """Of the object itself: those of the interpolation, which waver between two pixels of it, are no better. Half of
+    the columns tell it."""
     found, generator, operator = Displacement(OBJECT, POINTS), torch.Generator().manual_seed(0), operator_of(2)
     for _ in range(3):
         found.control = 0.5 * torch.randn(2, POINTS, POINTS, generator=generator)
