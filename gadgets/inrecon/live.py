@@ -44,8 +44,6 @@ from inrecon.methods import CGSense, ResidualTV, hold_out
 from inrecon.methods.residual import HELD_OUT, ResidualMethod, Tracker
 from inrecon.operators import ColumnSense
 
-DEFAULT = "residual_inr"
-"""The method of frames for which none is asked for."""
 LINEAR_WEIGHT = 0.01
 """Of the closed-form SENSE image that a fit must be nearer to the held-out samples than."""
 MARGIN = 0.03
@@ -126,9 +124,11 @@ class Stream:
         clock = stream.Stopwatch()
         with clock("look_up"):
             entry = hyperparameters.look_up(raw.protocol)
-            resolved = entry.resolve(dataclasses.replace(request, method=request.method or DEFAULT))
+            resolved = entry.resolve(request)
         method = resolved.method
         if not isinstance(method, ResidualMethod) or not _can_have_prior(raw):
+            if isinstance(method, ResidualMethod) and request.method is None:
+                request = dataclasses.replace(request, live=None)  # what a scan would get
             return stream.reconstruct(
                 raw,
                 request=request,

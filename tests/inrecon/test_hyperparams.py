@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from inrecon import __version__
 from inrecon.errors import InvalidProtocolFile, NoHyperparameters, UnknownName
 from inrecon.events import Event, Warned, listening
-from inrecon.frame import Frame, Protocol, Reconstruction, Request
+from inrecon.frame import Frame, Live, Protocol, Reconstruction, Request
 from inrecon.hyperparams import Entry, Finding, HyperparameterFiles, check
 from inrecon.hyperparams.match import TRAJECTORIES, Match, globs_meet
 from inrecon.hyperparams.snapshot import shipped_folder
+from inrecon.methods import ResidualINR, ResidualTV
 from inrecon.methods.method import InvalidHyperparameter, Method, bounded, methods, tunable
 from inrecon.testing import scan_protocol
 
@@ -44,6 +45,12 @@ class ToyFit(Method):
 
     def fit(self, frame: Frame) -> Reconstruction:
         raise NotImplementedError
+
+
+@methods.register("toy_stream")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ToyStream(ToyFit):
+    delay: float = bounded(1.0, low=0.0, high=10.0)
 
 
 @methods.register("toy_other")
@@ -169,7 +176,7 @@ MISTAKES = [
     ("method", None, f"method: {EMPTY}"),
     ("normalisation", ..., "normalisation: is missing"),
     ("normalisation", "kspace_mx", "normalisation: must be 'kspace_max', not 'kspace_mx'; did you mean 'kspace_max'?"),
-    ("mach", {}, "mach: unknown field; did you mean 'match'? the fields are match, method,"),
+    ("mach", {}, "mach: unknown field; did you mean 'match'? the fields are live, match,"),
     ("match.sequnce", "TSE", "match.sequnce: unknown field; did you mean 'sequence'? the fields are acceleration,"),
     ("match", {}, "match: needs at least one field: only the file default.yaml may be for every scan"),
     ("match", "knee", "match: must hold indented lines of `field: value`, not 'knee'"),
@@ -207,6 +214,19 @@ MISTAKES = [
     ("presets.quality", {"iterations": 9999}, "presets.quality.iterations: toy_fit.iterations must lie in 1 .. 1000"),
     ("presets.fast", {"iterations": 15, "first_half": 18}, "presets.fast: first_half must not exceed iterations"),
     ("presets.fast", 20, "presets.fast: must hold indented lines of `field: value`, not 20"),
+    ("live.methd", "toy_fit", "live.methd: unknown field; did you mean 'method'? the fields are method, values"),
+    ("live.method", "residual_inrr", "live.method: unknown method 'residual_inrr': did you mean 'residual_inr'?"),
+    ("live.method", None, f"live.method: {EMPTY}"),
+    ("live.values.tv_wieght", 1, "live.values.tv_wieght: unknown field of method 'residual_inr'; did you mean 'tv_w"),
+    ("live.values.tv_weight", 9, "live.values.tv_weight: residual_inr.tv_weight must lie in 0.01 .. 5, not 9"),
+    ("live.values.tv_weight", [1], "live.values.tv_weight: must be one number, text or true/false, not [1]"),
+    (
+        "live",
+        {"method": "toy_fit", "values": {"iterations": 20, "first_half": 30}},
+        "live.values: first_half must not exceed",
+    ),
+    ("live", None, f"live: {EMPTY}"),
+    ("live", 0.25, "live: must hold indented lines of `field: value`, not 0.25"),
     ("provenance", ..., "provenance: is missing"),
     ("provenance.from", "guessed", "provenance.from: must be 'paper table II', 'method notes', 'tuned' or 'by hand',"),
     ("provenance.source", ..., "provenance.source: is missing"),
@@ -277,6 +297,16 @@ def test_loading_tells_all_mistakes_of_all_files(tmp_path: Path) -> None:
     assert "ankle.yaml: extra" in text
     assert "knee.yaml: values.stepp" in text
     assert "knee.yaml: values.scale" in text
+
+
+def test_mistakes_in_the_section_for_streams_are_told_with_all_others(tmp_path: Path) -> None:
+    document = changed("values.stepp", 1) | {"method": "toy_fti", "live": {"values": {"network_tv": 9, "levels": 0}}}
+    text = complaint(tmp_path, document)
+    assert [line.split(": ")[1] for line in text.splitlines()] == [
+        "method",
+        "live.values.network_tv",
+        "live.values.levels",
+    ]
 
 
 def test_the_error_can_cross_to_another_process(tmp_path: Path) -> None:
@@ -511,6 +541,64 @@ def test_an_unknown_method_is_refused(toy: Entry) -> None:
         toy.resolve(Request(method="toy_fitt"))
 
 
+# --- what a frame of an interventional stream makes of it
+
+
+def streaming(folder: Path, **changes: Any) -> Entry:
+    return HyperparameterFiles.load(write(folder, default=DEFAULT | changes)).look_up(scan_protocol())
+
+
+def live(**changes: Any) -> Request:
+    return Request(live=Live(), **changes)
+
+
+SECTION = {"method": "toy_stream", "values": {"delay": "2", "step": 1e-4}}
+
+
+def test_the_section_for_streams_takes_the_place_of_values_and_presets(tmp_path: Path) -> None:
+    entry = streaming(tmp_path, live=SECTION)
+    resolved = entry.resolve(live(preset="fast", overrides={"scale": 1.25}))
+    assert resolved.method == ToyStream(delay=2.0, step=1e-4, scale=1.25)
+    assert (resolved.name, resolved.entry, resolved.sha256) == ("toy_stream", "default", entry.sha256)
+    assert resolved.sources == {
+        "delay": "entry",
+        "step": "entry",
+        "scale": "request",
+        "weight": "default",
+        "iterations": "default",
+        "first_half": "default",
+    }
+
+
+def test_scans_take_no_notice_of_it(tmp_path: Path) -> None:
+    resolved = streaming(tmp_path, live=SECTION).resolve(Request(preset="fast"))
+    assert resolved.method == ToyFit(step=1e-3, iterations=20)
+
+
+def test_values_for_streams_reach_methods_that_they_mean_something_to(tmp_path: Path) -> None:
+    entry = streaming(tmp_path, live=SECTION)
+    assert entry.resolve(live(method="toy_fit", preset="fast")).method == ToyFit(step=1e-4)
+    assert entry.resolve(live(method="toy_other")).method == ToyOther()
+
+
+def test_a_stream_that_asks_for_the_method_of_scans_gets_its_values(tmp_path: Path) -> None:
+    entry = streaming(tmp_path, live={"values": {"tv_weight": 0.3, "network_tv": 0.4}})
+    assert entry.resolve(live(method="toy_fit", preset="fast")).method == ToyFit(step=1e-3, iterations=20)
+    assert entry.resolve(live()).method == ResidualINR(tv_weight=0.3, network_tv=0.4)
+    assert entry.resolve(live(method="residual_tv")).method == ResidualTV(tv_weight=0.3)
+
+
+def test_without_a_section_streams_have_the_usual_method(tmp_path: Path) -> None:
+    resolved = streaming(tmp_path).resolve(live(preset="fast", overrides={"tv_weight": "0.5"}))
+    assert resolved.method == ResidualINR(tv_weight=0.5)
+    assert set(resolved.sources.values()) == {"default", "request"}
+
+
+def test_without_a_section_values_for_a_method_of_streams_are_theirs(tmp_path: Path) -> None:
+    values = {"method": "residual_tv", "values": {"tv_weight": 0.3}, "presets": {"fast": {"iterations": 9}}}
+    assert streaming(tmp_path, **values).resolve(live(preset="fast")).method == ResidualINR(tv_weight=0.3, iterations=9)
+
+
 # --- what `inrecon check` finds
 
 
@@ -586,6 +674,14 @@ def test_values_at_the_edge_of_their_search_range(
     document = changed(where, values)
     expected = [("edge", "knee.yaml", f"{where}.{next(iter(values))}")] if at_edge else []
     assert found(tmp_path, default=DEFAULT, knee=document) == expected
+
+
+@pytest.mark.parametrize(("value", "at_edge"), [(5.0, True), (0.25, False)])
+def test_values_for_streams_at_the_edge_of_the_range_of_their_method(
+    tmp_path: Path, value: float, at_edge: bool
+) -> None:
+    expected = [("edge", "knee.yaml", "live.values.tv_weight")] if at_edge else []
+    assert found(tmp_path, default=DEFAULT, knee=changed("live.values.tv_weight", value)) == expected
 
 
 @pytest.mark.parametrize(
@@ -675,8 +771,19 @@ def test_the_protocols_of_the_paper_find_their_entries(
     assert resolved.values["weight_form"] == "squares"
 
 
+def test_streams_of_the_protocol_of_interventions_have_values_of_their_own(shipped: HyperparameterFiles) -> None:
+    scan = scan_protocol(sequence="bSSFP", anatomy=None, field_strength_T=0.55, matrix=(128, 128), coils=24)
+    resolved = shipped.look_up(scan).resolve(live())
+    assert (resolved.name, resolved.entry) == ("residual_inr", "imri_bssfp_055t")
+    assert {name: resolved.values[name] for name, source in resolved.sources.items() if source == "entry"} == {
+        "tv_weight": 0.25,
+        "network_tv": 0.5,
+        "displacement": 8,
+    }
+
+
 def test_every_example_in_the_readme_is_a_good_file(tmp_path: Path) -> None:
     examples = (REPOSITORY / "hyperparams" / "README.md").read_text(encoding="utf-8").split("```yaml\n")[1:]
     write(tmp_path, default=DEFAULT, **{f"example{n}": text.split("```")[0] for n, text in enumerate(examples)})
-    assert len(examples) >= 1
+    assert len(examples) >= 2
     assert check(tmp_path) == []

@@ -4,6 +4,7 @@ import dataclasses
 import pickle
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import ismrmrd
@@ -16,8 +17,9 @@ from inrecon import stream
 from inrecon.acquire import raw_frames
 from inrecon.errors import FitDiverged, InvalidFrame
 from inrecon.events import Event, FallBack, Warned, listening
-from inrecon.frame import Frame, RawFrame, Reconstruction
-from inrecon.live import Followed, Slice, is_complete, mean_of
+from inrecon.frame import Frame, Live, RawFrame, Reconstruction, Request
+from inrecon.hyperparams import HyperparameterFiles, write_entry
+from inrecon.live import Followed, Slice, Stream, is_complete, mean_of
 from inrecon.methods import CGSense, ResidualINR, ResidualTikhonov, ResidualTV
 from inrecon.methods.residual import ResidualMethod
 from inrecon.quality import nrmse, psnr, scale_to
@@ -199,6 +201,48 @@ class TestPriors:
         another = a_slice()
         another.prior = pickle.loads(packed)
         assert torch.equal(another.next(raws[1]).fit.image, second.fit.image)
+
+
+class TestHyperparameters:
+    """Those of the file that the frame's protocol gets, by its section for streams."""
+
+    def report(self, raw: RawFrame, folder: Path, section: dict[str, Any], request: Request) -> dict[str, Any]:
+        write_entry(
+            folder / "default.yaml",
+            match={},
+            method="cg_sense",
+            values={"iterations": 7},
+            presets={},
+            provenance={"from": "by hand", "source": "made up"},
+            live=section,
+        )
+        files = HyperparameterFiles.load(folder)
+        result = Stream("cpu").reconstruct(raw, request=request, hyperparameters=files, series={})
+        return dict(result.reports[0])
+
+    def test_a_frame_gets_the_values_for_streams(self, tmp_path: Path) -> None:
+        section = {"method": "residual_tikhonov", "values": {"regularisation": 0.2}}
+        request = Request(live=Live(), overrides={"displacement": 4})
+        report = self.report(frames_of()[0], tmp_path, section, request)
+        assert report["method"] == "residual_tikhonov"
+        assert report["hyperparameters"] == {"regularisation": 0.2, "displacement": 4}
+        assert report["sources"] == {"regularisation": "entry", "displacement": "request"}
+        assert "prior" in report
+
+    def test_the_method_for_streams_may_be_one_without_a_prior(self, tmp_path: Path) -> None:
+        section = {"method": "zero_filled"}
+        report = self.report(frames_of()[0], tmp_path, section, Request(live=Live()))
+        assert report["method"] == "zero_filled"
+        assert "prior" not in report
+
+    def test_frames_that_can_have_no_prior_get_what_scans_do(self, tmp_path: Path) -> None:
+        raw = frames_of()[0]
+        acquired = raw.imaging.acquired.copy()
+        acquired[:, :8] = False
+        partial = dataclasses.replace(raw, imaging=dataclasses.replace(raw.imaging, acquired=acquired))
+        report = self.report(partial, tmp_path, {"values": {"tv_weight": 0.3}}, Request(live=Live()))
+        assert (report["method"], report["hyperparameters"]["iterations"]) == ("cg_sense", 7)
+        assert "prior" not in report
 
 
 class Ruined(ResidualTikhonov):

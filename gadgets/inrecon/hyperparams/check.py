@@ -71,10 +71,12 @@ def overlaps(entries: Iterable[Entry]) -> Iterable[Finding]:
 
 
 def _edges(entry: Entry) -> Iterable[Finding]:
-    spans = tunable_fields(methods[entry.method])
-    layers: dict[str, Mapping[str, Value]] = {"values": entry.values}
-    layers |= {f"presets.{preset}": values for preset, values in entry.presets.items()}
-    for where, values in layers.items():
+    layers: list[tuple[str, str, Mapping[str, Value]]] = [("values", entry.method, entry.values)]
+    layers += [(f"presets.{preset}", entry.method, values) for preset, values in entry.presets.items()]
+    if entry.live is not None:
+        layers.append(("live.values", entry.live.method, entry.live.values))
+    for where, method, values in layers:
+        spans = tunable_fields(methods[method])
         for field, value in values.items():
             if field in spans and _at_edge(float(value), spans[field]):
                 low, high = spans[field].low, spans[field].high

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from hashlib import sha256
 from pathlib import Path
 
 from inrecon.frame import Preset, Request
 from inrecon.hyperparams.match import Match
-from inrecon.hyperparams.schema import FileProblems, Value, parse
+from inrecon.hyperparams.schema import FileProblems, LiveSection, Value, parse
 from inrecon.hyperparams.strict_yaml import MAX_BYTES
 from inrecon.methods import Method, build, methods
 from inrecon.methods.method import related
@@ -32,7 +32,8 @@ class Resolved:
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """The hyperparameters of one file: `name` is the file's name without its ending, `sha256` the first 16 hex
-    digits of the hash of its bytes; `values` and `presets` have been checked against `method`."""
+    digits of the hash of its bytes; `values` and `presets` have been checked against `method`. `live` is what takes
+    their place for frames of interventional streams, None if the file does not say."""
 
     name: str
     file: str
@@ -43,22 +44,26 @@ class Entry:
     values: Mapping[str, Value]
     presets: Mapping[Preset, Mapping[str, Value]]
     provenance: Mapping[str, Value]
+    live: LiveSection | None = None
 
     def resolve(self, request: Request) -> Resolved:
         """The method for `request`: the method's defaults, over them this entry's values, its preset, and the
         request's overrides. If the request names another method, this entry's values and presets apply if one of
         the two extends the other, as far as that method has the fields.
 
+        For a frame of an interventional stream the method is that of `live`, or the default of such a section, and the
+        values of `live` take the place of this entry's values and presets wherever the same rule lets them apply. No
+        preset goes on top of them: presets trade time for quality, and a stream itself tells how much time a frame has.
+
         Raises `UnknownName` for a method and `inrecon.methods.method.InvalidHyperparameter` for an override.
         """
-        name = request.method or self.method
-        layers: dict[str, Mapping[str, object]] = {"request": request.overrides}
-        if related(name, self.method):
-            given = {"entry": self.values, f"preset {request.preset}": self.presets.get(request.preset, {})}
-            known = {field.name for field in fields(methods[name])}
-            layers = {
-                source: {k: v for k, v in layer.items() if k in known} for source, layer in given.items()
-            } | layers
+        usual = self.method if request.live is None else (self.live or LiveSection()).method
+        name = request.method or usual
+        known = {field.name for field in fields(methods[name])}
+        layers: dict[str, Mapping[str, object]] = {
+            source: {k: v for k, v in layer.items() if k in known} for source, layer in self._given(name, request)
+        }
+        layers["request"] = request.overrides
         merged = {field: value for layer in layers.values() for field, value in layer.items()}
         told = {field: source for source, layer in layers.items() for field in layer}
         method = build(name, merged)
@@ -71,6 +76,14 @@ class Entry:
             values={field: getattr(method, field) for field in names},
             sources={field: told.get(field, "default") for field in names},
         )
+
+    def _given(self, name: str, request: Request) -> Iterable[tuple[str, Mapping[str, Value]]]:
+        """What this entry has for the method `name`, by source, later ones winning."""
+        if request.live is not None and self.live is not None and related(name, self.live.method):
+            yield "entry", self.live.values
+        elif related(name, self.method):
+            yield "entry", self.values
+            yield f"preset {request.preset}", self.presets.get(request.preset, {})
 
 
 def read(file: Path) -> Entry:
@@ -96,4 +109,5 @@ def entry_of(data: bytes, file: Path) -> Entry:
         values=document.values,
         presets=document.presets,
         provenance=document.provenance.model_dump(by_alias=True),
+        live=document.live,
     )

@@ -100,7 +100,8 @@ class Explanation:
             (name, _short(str(value)), _SOURCES.get(sources[name], sources[name]))
             for name, value in self.resolved.values.items()
         ]
-        title = f"Method {self.resolved.name}, preset {self.request.preset}"
+        stream = "" if self.request.live is None else ", as a frame of an interventional stream"
+        title = f"Method {self.resolved.name}, preset {self.request.preset}{stream}"
         return [title, *(_table(rows) or ["  which has no fields"])]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from inrecon.errors import InvalidProtocolFile, UnknownName
@@ -21,11 +21,12 @@ from inrecon.methods.method import InvalidHyperparameter
 from inrecon.registry import did_you_mean
 
 Value = bool | int | float | str
+EMPTY = "is empty: give a value or delete the line"
 
 
 def _value(value: object) -> Value:
     if not isinstance(value, bool | int | float | str):
-        raise ValueError("is empty: give a value or delete the line" if value is None else _not_one(value))
+        raise ValueError(EMPTY if value is None else _not_one(value))
     return value
 
 
@@ -51,6 +52,15 @@ class Provenance(BaseModel):
     source: Annotated[str, Field(min_length=1)]
 
 
+class LiveSection(BaseModel):
+    """For frames of interventional streams: in place of the file's `method`, `values` and `presets`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    method: str = "residual_inr"
+    values: Values = {}
+
+
 class Document(BaseModel):
     """One hyperparameter file, version 1."""
 
@@ -62,7 +72,15 @@ class Document(BaseModel):
     normalisation: Literal["kspace_max"]
     values: Values = {}
     presets: dict[Preset, Values] = {}
+    live: LiveSection | None = None
     provenance: Provenance
+
+    @field_validator("live", mode="before")
+    @classmethod
+    def _not_empty(cls, section: object) -> object:
+        if section is None:
+            raise ValueError(EMPTY)
+        return section
 
 
 class FileProblems(InvalidProtocolFile):
@@ -93,12 +111,15 @@ def parse(data: bytes, file: Path) -> Document:
         document = Document.model_validate(content)
     except ValidationError as error:
         raise FileProblems(str(file), tuple(map(_in_words, error.errors()))) from error
-    problems = [*_match_problems(document.match, file), *_method_problems(document)]
+    problems = [*_match_problems(document.match, file), *_method_problems(document), *_live_problems(document.live)]
     if problems:
         raise FileProblems(str(file), tuple(problems))
     values = _converted(document.method, document.values, below={})
     presets = {name: _converted(document.method, preset, below=values) for name, preset in document.presets.items()}
-    return document.model_copy(update={"values": values, "presets": presets})
+    live = document.live and document.live.model_copy(
+        update={"values": _converted(document.live.method, document.live.values, below={})}
+    )
+    return document.model_copy(update={"values": values, "presets": presets, "live": live})
 
 
 def _match_problems(match: Match, file: Path) -> Iterable[tuple[str, str]]:
@@ -119,6 +140,17 @@ def _method_problems(document: Document) -> Iterable[tuple[str, str]]:
     below = {} if problems else document.values
     for preset, values in document.presets.items():
         yield from _value_problems(document.method, f"presets.{preset}", values, below=below)
+
+
+def _live_problems(live: LiveSection | None) -> Iterable[tuple[str, str]]:
+    if live is None:
+        return
+    try:
+        methods[live.method]
+    except UnknownName as error:
+        yield "live.method", str(error)
+        return
+    yield from _value_problems(live.method, "live.values", live.values, below={})
 
 
 def _value_problems(
@@ -149,7 +181,12 @@ def _converted(method: str, values: Mapping[str, Value], *, below: Mapping[str, 
 
 
 # The fields that may stand at each place, for the errors about those that may not.
-_FIELDS = {(): Document.model_fields, ("match",): Match.model_fields, ("match", "matrix"): Matrix.model_fields}
+_FIELDS = {
+    (): Document.model_fields,
+    ("match",): Match.model_fields,
+    ("match", "matrix"): Matrix.model_fields,
+    ("live",): LiveSection.model_fields,
+}
 
 
 def _in_words(error: ErrorDetails) -> tuple[str, str]:
@@ -168,7 +205,7 @@ def _in_words(error: ErrorDetails) -> tuple[str, str]:
             hint = did_you_mean(str(value), re.findall(r"'([^']*)'", expected)).rstrip()
             return field, "; ".join(filter(None, (f"must be {expected}, not {short_repr(value)}", hint)))
         case _ if value is None:
-            return field, "is empty: give a value or delete the line"
+            return field, EMPTY
         case "string_type":
             return field, f"must be a text (numbers in quotes), not {short_repr(value)}"
         case "dict_type" | "model_type":

@@ -15,7 +15,7 @@ from inrecon.frame import PRESETS, Protocol
 from inrecon.hyperparams.check import overlaps
 from inrecon.hyperparams.entry import Entry, entry_of
 from inrecon.hyperparams.match import MAX_GLOB, TRAJECTORIES, Match
-from inrecon.hyperparams.schema import FileProblems, Value
+from inrecon.hyperparams.schema import FileProblems, LiveSection, Value
 from inrecon.hyperparams.snapshot import read_folder
 from inrecon.replace_file import replace_file
 
@@ -30,15 +30,17 @@ def write_entry(
     values: Mapping[str, Value],
     presets: Mapping[str, Mapping[str, Value]],
     provenance: Mapping[str, Value],
+    live: Mapping[str, object] | None = None,
     comment: str = "",
     folder: Path | None = None,
 ) -> Entry:
     """Write the hyperparameter file `path`, whole or not at all, and give the entry that it holds.
 
-    A file of that name is replaced. `folder` is the one that a server would load, `path` in or below it (None: the
-    folder of `path`). Raises `FileProblems` with all that is wrong: what `schema.parse` finds, a name that another file
-    has, another file that would match a scan equally well; and `OSError` where the file cannot be written. In either
-    case nothing on the disk has changed.
+    A file of that name is replaced. `live` is the section for interventional streams, a `method`, `values`, or both.
+    `folder` is the one that a server would load, `path` in or below it (None: the folder of `path`). Raises
+    `FileProblems` with all that is wrong: what `schema.parse` finds, a name that another file has, another file that
+    would match a scan equally well; and `OSError` where the file cannot be written. In either case nothing on the disk
+    has changed.
     """
     if path.suffix.lower() not in {".yaml", ".yml"} or path.name.startswith("."):
         raise FileProblems(str(path), (("", "would not be read: names of hyperparameter files end in .yaml"),))
@@ -49,6 +51,7 @@ def write_entry(
         "normalisation": "kspace_max",
         "values": dict(values),
         "presets": _inner_lines(_in_order(presets, PRESETS)),
+        "live": _inner_lines(_in_order(live or {}, LiveSection.model_fields)),
         "provenance": _in_order(provenance, ("from", "source")),
     }
     data = _text({name: part for name, part in document.items() if part != {}}, comment=comment, path=path).encode()

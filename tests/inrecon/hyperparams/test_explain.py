@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inrecon.errors import NoHyperparameters, UnknownName
-from inrecon.frame import Protocol, Request
+from inrecon.frame import Live, Protocol, Request
 from inrecon.hyperparams import Entry, HyperparameterFiles, explain
 from inrecon.hyperparams.match import Match
+from inrecon.hyperparams.schema import LiveSection
 from inrecon.testing import scan_protocol
 
 
@@ -108,6 +110,17 @@ def test_that_no_file_matches_is_an_explanation() -> None:
 def test_a_method_without_fields_is_told_so() -> None:
     told = explain(scan_protocol(), files(default={}), Request(method="zero_filled")).lines()
     assert told[-2:] == ["Method zero_filled, preset standard", "  which has no fields"]
+
+
+def test_a_frame_of_a_stream_gets_the_section_for_streams() -> None:
+    section = LiveSection(method="residual_tikhonov", values={"displacement": 4})
+    folder = HyperparameterFiles(entries=(dataclasses.replace(entry("default", {}), live=section),))
+    told = explain(scan_protocol(), folder, Request(live=Live())).lines()
+    assert told[-3:] == [
+        "Method residual_tikhonov, preset standard, as a frame of an interventional stream",
+        "  displacement    4     the file",
+        "  regularisation  0.03  default of the method",
+    ]
 
 
 def test_a_request_that_cannot_be_met_is_refused() -> None:

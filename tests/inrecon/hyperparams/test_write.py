@@ -17,12 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inrecon.errors import InvalidProtocolFile
-from inrecon.frame import PRESETS, Protocol, Request
+from inrecon.frame import PRESETS, Live, Protocol, Request
 from inrecon.hyperparams import Entry, HyperparameterFiles, check, match_for, write_entry
 from inrecon.hyperparams.entry import read
 from inrecon.hyperparams.match import TRAJECTORIES, Match
 from inrecon.hyperparams.schema import FileProblems
-from inrecon.methods import BilevelINR, methods, tunable_fields
+from inrecon.methods import BilevelINR, ResidualTV, methods, tunable_fields
 from inrecon.testing import scan_protocol
 
 GIVEN: dict[str, Any] = {
@@ -86,6 +86,7 @@ def test_the_shipped_files_can_be_written_anew(tmp_path: Path) -> None:
             values=entry.values,
             presets=entry.presets,
             provenance=entry.provenance,
+            live=entry.live and entry.live.model_dump(),
         )
         assert dataclasses.replace(written, file=entry.file, sha256=entry.sha256) == entry
     assert check(tmp_path) == []
@@ -204,6 +205,17 @@ def test_the_default_is_written_without_a_match(tmp_path: Path) -> None:
     assert write_entry(tmp_path / "default.yaml", **GIVEN | {"match": {}}).match == Match()
 
 
+def test_values_for_streams_are_written(tmp_path: Path) -> None:
+    section = {"values": {"tv_weight": 0.3, "displacement": 4}, "method": "residual_tv"}
+    written = write_entry(tmp_path / "knee.yaml", **GIVEN, live=section)
+    assert TEXT.replace(
+        "provenance:\n",
+        "live:\n  method: residual_tv\n  values: {tv_weight: 0.3, displacement: 4}\nprovenance:\n",
+    ).endswith((tmp_path / "knee.yaml").read_text(encoding="utf-8"))
+    assert read(tmp_path / "knee.yaml") == written
+    assert written.resolve(Request(live=Live())).method == ResidualTV(tv_weight=0.3, displacement=4)
+
+
 # --- what is not written
 
 ELSEWHERE = {"match": {"protocol": "elsewhere"}}
@@ -214,6 +226,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"values": {"learning_rate": 3j}}, "knee.yaml", "cannot hold 3j: values are numbers, texts and true/false"),
     ({"presets": {"fats": {}}}, "knee.yaml", "presets.fats: must be 'fast', 'standard' or 'quality'"),
     ({"method": "bilevel"}, "knee.yaml", "unknown method 'bilevel'"),
+    ({"live": {"values": {"tv_weight": 9}}}, "knee.yaml", "residual_inr.tv_weight must lie in 0.01 .. 5, not 9"),
     ({"match": {}}, "knee.yaml", "match: needs at least one field"),
     ({"match": {"sequnce": "TSE"}}, "knee.yaml", "match.sequnce: unknown field; did you mean 'sequence'?"),
     ({}, "default.yaml", "match: must not stand in the default file"),
