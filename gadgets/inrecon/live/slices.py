@@ -1,0 +1,153 @@
+"""One slice of a stream: where its prior comes from, how long it lasts, and what follows from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from inrecon import stream
+from inrecon.errors import FitDiverged, InvalidFrame
+from inrecon.events import Warned, observe
+from inrecon.frame import Frame, RawFrame, Reconstruction
+from inrecon.live.prior import ALONE, Followed, Prior, begin, is_complete, mean_of, problem
+from inrecon.methods.residual import ResidualMethod, Tracker
+
+LINEAR_WEIGHT = 0.01
+"""Of the closed-form SENSE image that a fit must be nearer to the held-out samples than."""
+CLEARLY = 0.9
+"""By what factor the held-out loss must fall for a prior to be moved as a whole."""
+STALE = 1.5
+"""By what factor a held-out loss exceeds the median so far when the prior is put in question."""
+REMEMBERED = 16
+STALE_FRAMES = 3
+"""For how many frames in a row an image without the prior must be better before a new one is made: a deep breath goes
+by, and what comes after it is nearer to the old one."""
+
+
+@dataclass
+class Slice:
+    """One slice of a stream, frame after frame.
+
+    `prior_frames` is of how many frames a prior is the mean, where none is fully sampled.
+    """
+
+    method: ResidualMethod
+    prior_frames: int
+    device: str
+    prior: Prior | None = None
+    _gathered: list[RawFrame] = field(default_factory=list)
+    _tracker: Tracker | None = None
+    _losses: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    _refused: list[RawFrame] = field(default_factory=list)
+
+    def next(self, raw: RawFrame) -> Followed:
+        """The image of `raw`, and what it changes for the frames after it: nothing if it raises `InvalidFrame`."""
+        if not raw.imaging.kspace.any():
+            raise InvalidFrame("the frame's samples are all zero")
+        if self.prior is not None and (reason := self.prior.why_not(raw)):
+            observe(Warned(text=f"slice {raw.key.slice} {reason}: a new prior is made"))
+            self.forget()
+        if is_complete(raw):
+            self._gathered.clear()
+            return self._begin(raw, f"the fully sampled frame of repetition {raw.key.repetition}")
+        if self.prior is None or self._gathered:
+            gathered = [*self._gathered, raw]
+            frames = len(gathered)
+            followed = self._begin(mean_of(gathered), _mean_in_words(gathered))
+            self._gathered = gathered if frames < self.prior_frames else []
+            if frames == 1:
+                return followed
+        return self._follow(raw)
+
+    def forget(self) -> None:
+        """Begin again with the next frame."""
+        self.prior, self._tracker = None, None
+        self._gathered.clear()
+        self._losses.clear()
+        self._refused.clear()
+
+    def _begin(self, raw: RawFrame, source: str) -> Followed:
+        """Make `raw` the prior; it is its own image. What later frames need is made now, while none is waited for."""
+        followed = begin(raw, source=source, device=self.device)
+        self.prior = followed.prior
+        self._tracker = self.method.tracker(dataclasses.replace(followed.frame, prior=self.prior.image))
+        self._losses.clear()
+        return followed
+
+    def _follow(self, raw: RawFrame) -> Followed:
+        if self.prior is None:
+            raise RuntimeError("there is no prior yet")
+        measurement, frame = problem(raw, self.prior)
+        if self._tracker is None:
+            self._tracker = self.method.tracker(frame)
+        tracker, fallbacks = self._tracker, list(self.prior.fallbacks)
+        try:
+            fit = tracker.follow(frame)
+        except FitDiverged as error:
+            self._tracker = None
+            stream.fall_back("fit", f"{error}; SENSE instead", fallbacks)
+            image = tracker.linear(frame, weight=LINEAR_WEIGHT)
+            fit = Reconstruction(image=image, iterations=1, stopped_by="closed form")
+        if self._is_doubtful(fit):
+            fit = self._again(raw, frame, fit, fallbacks)
+        else:
+            self._refused.clear()
+        trial = tracker.linear(frame.training, weight=LINEAR_WEIGHT)
+        linear, loss = frame.loss(trial), fit.validation_loss
+        if linear is not None and loss is not None and linear < loss:
+            reason = f"held-out samples are nearer to SENSE (loss {linear:.4g}) than to the fit ({loss:.4g})"
+            stream.fall_back("fit", f"{reason}; SENSE instead", fallbacks)
+            image = tracker.linear(frame, weight=LINEAR_WEIGHT)
+            fit = dataclasses.replace(fit, image=image, trial=trial, validation_loss=linear)
+        return Followed(measurement=measurement, frame=frame, fit=fit, prior=self.prior, fallbacks=tuple(fallbacks))
+
+    def _is_doubtful(self, fit: Reconstruction) -> bool:
+        """Whether the held-out samples say that the prior serves worse than it did; takes note of what they say."""
+        if fit.validation_loss is None:
+            return False
+        doubtful = len(self._losses) >= 3 and fit.validation_loss > STALE * statistics.median(self._losses)
+        if not doubtful:
+            self._losses.append(fit.validation_loss)
+        return doubtful
+
+    def _again(self, raw: RawFrame, frame: Frame, fit: Reconstruction, fallbacks: list[str]) -> Reconstruction:
+        """A frame that its prior has not served well: the held-out samples choose between `fit`, another fit with the
+        prior moved as a whole, and an image without it; where the last is best several times, a new prior is made."""
+        if self._tracker is None:
+            return fit
+        alone = ALONE.fit(dataclasses.replace(frame, prior=None))
+        other = self._tracker.realigned(frame, alone.image)
+        realigned = other.follow(frame)
+        best = min((fit, realigned, alone), key=_loss)
+        if best is realigned and _loss(realigned) > CLEARLY * _loss(fit):
+            best = fit
+        place = f"slice {raw.key.slice}, repetition {raw.key.repetition}"
+        losses = f"held-out loss {_loss(fit):.4g}, {_loss(best):.4g} now"
+        if best is not alone:
+            self._refused.clear()
+            if best is realigned:
+                self._tracker = other
+                observe(Warned(text=f"{place}: the patient has moved, and the prior with it ({losses})"))
+            return best
+        stream.fall_back("prior", f"{place}: the prior does not fit ({losses}): an image without it", fallbacks)
+        self._refused.append(raw)
+        if len(self._refused) >= STALE_FRAMES:
+            observe(Warned(text=f"{place}: the prior has not fitted {STALE_FRAMES} frames: a new one is made"))
+            refused = list(self._refused)
+            self.forget()
+            self._gathered = refused if len(refused) < self.prior_frames else []
+            self.prior = begin(mean_of(refused), source=_mean_in_words(refused), device=self.device).prior
+        return best
+
+
+def _mean_in_words(frames: Sequence[RawFrame]) -> str:
+    return f"the mean of {len(frames)} frames from repetition {frames[0].key.repetition} on"
+
+
+def _loss(fit: Reconstruction) -> float:
+    """On held-out samples; more than any where nothing judges."""
+    return math.inf if fit.validation_loss is None else fit.validation_loss
