@@ -159,7 +159,7 @@ def _stream(job: Job) -> Stream | None:
     device = choose_device(job.device)
     found = _streams.get(job.stream)
     if found is None or found.device != device:  # by a process that was lost to a GPU it is gone on with on the CPU
-        found = _streams[job.stream] = Stream(device)
+        found = _streams[job.stream] = Stream(device, name=job.stream)
     _streams.move_to_end(job.stream)
     while len(_streams) > STREAMS:
         _streams.popitem(last=False)

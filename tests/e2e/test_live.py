@@ -148,7 +148,7 @@ def test_frames_are_compared_with_an_earlier_scan_that_is_named(server: RunningS
     answers(server, needle, asked(), first)
     later = [one for frame in range(1, 3) for one in needle.acquisitions(frame)]
     named = answers(server, needle, asked(prior="simulated"), later)
-    assert [image.meta["inrecon_prior"] for image in images_of(named)] == [FIRST] * 2
+    assert [image.meta["inrecon_prior"] for image in images_of(named)] == [f"of an earlier scan: {FIRST}"] * 2
     unknown = answers(server, needle, asked(prior="nobody"), later)
     assert any("not known here" in text for text in told(unknown, "WARNING"))
     assert len(images_of(unknown)) == 2

@@ -203,6 +203,61 @@ class TestPriors:
         assert torch.equal(another.next(raws[1]).fit.image, second.fit.image)
 
 
+class TestStreams:
+    """What a process knows of a stream, and what others tell it."""
+
+    def images(self, one: Stream, raws: list[RawFrame]) -> list[dict[str, Any]]:
+        request = Request(live=Live(), method="residual_tv", overrides={"iterations": 10})
+        files = HyperparameterFiles.load()
+        results = [one.reconstruct(raw, request=request, hyperparameters=files, series={}) for raw in raws]
+        return [dict(result.reports[0]) for result in results]
+
+    def test_a_prior_that_another_process_has_made_takes_the_place_of_its_own(self) -> None:
+        raws = [*frames_of()[:3], renumbered(frames_of()[0], 3), renumbered(frames_of()[4], 4)]
+        one, other = Stream("cpu", name="a"), Stream("cpu", name="a")
+        self.images(one, raws[:2])
+        other.restore(one.priors)
+        (report,) = self.images(other, raws[2:3])
+        assert report["prior"] == "the fully sampled frame of repetition 0"
+        self.images(other, raws[3:4])
+        one.restore(other.priors)
+        (report,) = self.images(one, raws[4:])
+        assert report["prior"] == "the fully sampled frame of repetition 3"
+
+    def test_what_is_forgotten_is_so_for_all_processes(self) -> None:
+        raws, one, other = frames_of(), Stream("cpu", name="a"), Stream("cpu", name="a")
+        self.images(one, raws[:2])
+        one.forget(raws[1])
+        one.restore(one.priors)
+        other.restore(one.priors)
+        for process in (one, other):
+            (report,) = self.images(process, raws[2:3])
+            assert report["prior"] == "the mean of 1 frames from repetition 2 on"
+
+    def test_that_of_another_stream_is_called_so_and_put_in_question(self) -> None:
+        raws = frames_of()
+        one, alike, unlike = (Stream("cpu", name=name) for name in ("a", "b", "c"))
+        self.images(one, raws[:1])
+        alike.restore(one.priors)
+        (report,) = self.images(alike, raws[1:2])
+        assert report["prior"] == "of an earlier scan: the fully sampled frame of repetition 0"
+        unlike.restore(one.priors)
+        mirrored = [
+            dataclasses.replace(raw, imaging=dataclasses.replace(raw.imaging, kspace=raw.imaging.kspace.conj()))
+            for raw in raws[1:3]
+        ]
+        heard: list[Event] = []
+        with listening(heard.append):
+            first, second = self.images(unlike, mirrored)
+        assert any("of another scan does not fit" in event.text for event in heard if isinstance(event, Warned))
+        assert first["prior"] == "the mean of 1 frames from repetition 1 on"
+        assert second["prior"] == "the mean of 2 frames from repetition 1 on"
+
+
+def renumbered(raw: RawFrame, repetition: int) -> RawFrame:
+    return dataclasses.replace(raw, key=dataclasses.replace(raw.key, repetition=repetition))
+
+
 class TestHyperparameters:
     """Those of the file that the frame's protocol gets, by its section for streams."""
 
@@ -235,14 +290,15 @@ class TestHyperparameters:
         assert report["method"] == "zero_filled"
         assert "prior" not in report
 
-    def test_frames_that_can_have_no_prior_get_what_scans_do(self, tmp_path: Path) -> None:
+    def test_a_frame_that_can_have_no_prior_gets_sense_and_says_so(self, tmp_path: Path) -> None:
         raw = frames_of()[0]
         acquired = raw.imaging.acquired.copy()
         acquired[:, :8] = False
         partial = dataclasses.replace(raw, imaging=dataclasses.replace(raw.imaging, acquired=acquired))
-        report = self.report(partial, tmp_path, {"values": {"tv_weight": 0.3}}, Request(live=Live()))
-        assert (report["method"], report["hyperparameters"]["iterations"]) == ("cg_sense", 7)
-        assert "prior" not in report
+        request = Request(live=Live(), overrides={"displacement": 4})
+        report = self.report(partial, tmp_path, {"values": {"tv_weight": 0.3}}, request)
+        assert report["method"] == "cg_sense"
+        assert "no prior" in report["fallback"]
 
 
 class Ruined(ResidualTikhonov):

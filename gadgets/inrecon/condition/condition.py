@@ -34,6 +34,14 @@ class Conditioning:
     noise_level: float | None
     prewhitened_by: Literal["noise readouts", "corners", "none"]
 
+    def why_not(self, raw: RawFrame) -> str:
+        """Why the same cannot be done to `raw`; nothing if it can."""
+        if raw.coils != self.mixing.shape[1]:
+            return f"has {raw.coils} coils after {self.mixing.shape[1]}"
+        if width(raw) != self.width:
+            return f"has {width(raw)} pixels along x after {self.width}"
+        return ""
+
     def apply(self, raw: RawFrame) -> Measurement:
         """Another frame, conditioned in the same way; raises `InvalidFrame` if it has other coils or no signal."""
         _check_magnitudes(raw)

@@ -15,6 +15,7 @@ from inrecon.calibrate import widened
 from inrecon.condition import Conditioning, conditioned
 from inrecon.frame import CoilMaps, Complex, Frame, Measurement, RawFrame, Readouts, Reconstruction
 from inrecon.methods import CGSense, ResidualTV, hold_out
+from inrecon.methods.method import or_error
 from inrecon.methods.residual import HELD_OUT
 from inrecon.operators import ColumnSense
 
@@ -26,20 +27,21 @@ ALONE = ResidualTV(displacement=0, tv_weight=0.1, iterations=100)
 
 @dataclass(frozen=True, kw_only=True)
 class Prior:
-    """What the frames of a slice are compared with: `image` and `maps` in the scale and with the coils that
-    `conditioning` gives; `source` in words."""
+    """What the frames of a slice are compared with: `image`, and `maps` that are wider than the object, which is
+    `inside` ``(rows, columns)`` bool, in the scale and with the coils that `conditioning` gives; `source` in words."""
 
     place: Place
     conditioning: Conditioning
     maps: CoilMaps
+    inside: torch.Tensor
     image: torch.Tensor
     source: str
     fallbacks: tuple[str, ...] = ()
 
     def why_not(self, raw: RawFrame) -> str:
         """What the slice of `raw` has not in common with this one; nothing if it has all."""
-        if raw.coils != self.conditioning.mixing.shape[1]:
-            return f"has {raw.coils} coils after {self.conditioning.mixing.shape[1]}"
+        if reason := self.conditioning.why_not(raw):
+            return reason
         return "" if self.place.is_near(Place.of(raw)) else "has moved"
 
     def on(self, device: str) -> Prior:
@@ -48,6 +50,7 @@ class Prior:
         return dataclasses.replace(
             self,
             image=self.image.to(device),
+            inside=self.inside.to(device),
             maps=dataclasses.replace(maps, csm=maps.csm.to(device), support=maps.support.to(device)),
             conditioning=dataclasses.replace(found, mixing=found.mixing.to(device), unmix=found.unmix.to(device)),
         )
@@ -55,34 +58,52 @@ class Prior:
 
 @dataclass(frozen=True, kw_only=True)
 class Followed:
-    """What became of a frame: the problem as it was solved, its image in the scale of the frame's `measurement`."""
+    """What became of a frame: the problem as it was solved, its image in the scale of the frame's `measurement`, the
+    prior that gave it its coils and maps, and in words the one that it was compared with."""
 
     measurement: Measurement
     frame: Frame
     fit: Reconstruction
     prior: Prior
+    source: str
     fallbacks: tuple[str, ...]
 
 
-def begin(raw: RawFrame, *, source: str, device: str) -> Followed:
-    """The prior that `raw` makes, and its image; raises `InvalidFrame`."""
+def begin(raw: RawFrame, *, source: str, device: str, like: Prior | None = None) -> Followed:
+    """The prior that `raw` makes, with coils and maps of its own or those of `like`; and its image. Raises
+    `InvalidFrame`."""
+    if like is None:
+        like, measurement = _calibrated(raw, source=source, device=device)
+    else:
+        measurement = like.conditioning.apply(raw)
+    frame = framed(measurement, like.maps, prior=None)
+    fit = CGSense().fit(frame)
+    if not is_complete(raw) and isinstance(better := or_error(ALONE.fit, frame), Reconstruction):
+        fit = better
+    image = fit.image * like.inside  # no noise from where nothing was
+    prior = dataclasses.replace(like, image=image, source=source)
+    fit = dataclasses.replace(fit, remark="the prior of the frames that follow")
+    return Followed(
+        measurement=measurement, frame=frame, fit=fit, prior=prior, source=source, fallbacks=prior.fallbacks
+    )
+
+
+def _calibrated(raw: RawFrame, *, source: str, device: str) -> tuple[Prior, Measurement]:
+    """A prior with an image of nothing."""
     measurement, conditioning = conditioned(raw, device=device)
     fallbacks: list[str] = []
     found = stream.coil_maps(measurement, 0, fallbacks=fallbacks)
     maps = widened(found, round(MARGIN * max(found.support.shape)))
-    frame = framed(measurement, maps, prior=None)
-    complete = is_complete(raw)
-    fit = CGSense().fit(frame) if complete else ALONE.fit(frame)
     prior = Prior(
         place=Place.of(raw),
         conditioning=conditioning,
         maps=maps,
-        image=fit.image * found.support,  # no noise from where nothing was
+        inside=found.support,
+        image=torch.zeros_like(maps.csm[..., 0, :, :]),
         source=source,
         fallbacks=tuple(fallbacks),
     )
-    fit = dataclasses.replace(fit, remark="the prior of the frames that follow")
-    return Followed(measurement=measurement, frame=frame, fit=fit, prior=prior, fallbacks=tuple(fallbacks))
+    return prior, measurement
 
 
 def problem(raw: RawFrame, prior: Prior) -> tuple[Measurement, Frame]:

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from inrecon import stream
-from inrecon.errors import FitDiverged, InvalidFrame
+from inrecon.errors import InreconError, InvalidFrame
 from inrecon.events import Warned, observe
 from inrecon.frame import Frame, RawFrame, Reconstruction
 from inrecon.live.prior import ALONE, Followed, Prior, begin, is_complete, mean_of, problem
+from inrecon.methods.method import or_error
 from inrecon.methods.residual import ResidualMethod, Tracker
 
 LINEAR_WEIGHT = 0.01
@@ -32,28 +33,42 @@ by, and what comes after it is nearer to the old one."""
 class Slice:
     """One slice of a stream, frame after frame.
 
-    `prior_frames` is of how many frames a prior is the mean, where none is fully sampled.
+    `prior_frames` is of how many frames a prior is the mean, where none is fully sampled. A prior that is `unproven`,
+    for it is another scan's, is put in question by the first frame.
     """
 
     method: ResidualMethod
     prior_frames: int
     device: str
     prior: Prior | None = None
+    unproven: bool = False
+    _was_complete: bool = False
     _gathered: list[RawFrame] = field(default_factory=list)
     _tracker: Tracker | None = None
     _losses: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     _refused: list[RawFrame] = field(default_factory=list)
 
     def next(self, raw: RawFrame) -> Followed:
-        """The image of `raw`, and what it changes for the frames after it: nothing if it raises `InvalidFrame`."""
+        """The image of `raw`, and what it changes for the frames after it; raises `InvalidFrame`, which leaves no trace
+        in a prior that is being gathered."""
         if not raw.imaging.kspace.any():
             raise InvalidFrame("the frame's samples are all zero")
         if self.prior is not None and (reason := self.prior.why_not(raw)):
             observe(Warned(text=f"slice {raw.key.slice} {reason}: a new prior is made"))
             self.forget()
-        if is_complete(raw):
+        if self.prior is not None and self.unproven:
+            self.unproven = False
+            if not self._serves(raw, self.prior):
+                observe(
+                    Warned(text=f"slice {raw.key.slice}: the prior of another scan does not fit: a new one is made")
+                )
+                self.forget()
+        complete, was_complete = is_complete(raw), self._was_complete
+        self._was_complete = complete
+        if complete:
             self._gathered.clear()
-            return self._begin(raw, f"the fully sampled frame of repetition {raw.key.repetition}")
+            # Of full frames one after the other, coils and maps are those of the first, and nothing follows them yet.
+            return self._begin(raw, _frame_in_words(raw), like=self.prior if was_complete else None)
         if self.prior is None or self._gathered:
             gathered = [*self._gathered, raw]
             frames = len(gathered)
@@ -69,31 +84,34 @@ class Slice:
         self._gathered.clear()
         self._losses.clear()
         self._refused.clear()
+        self.unproven = False
 
-    def _begin(self, raw: RawFrame, source: str) -> Followed:
+    def _begin(self, raw: RawFrame, source: str, *, like: Prior | None = None) -> Followed:
         """Make `raw` the prior; it is its own image. What later frames need is made now, while none is waited for."""
-        followed = begin(raw, source=source, device=self.device)
-        self.prior = followed.prior
-        self._tracker = self.method.tracker(dataclasses.replace(followed.frame, prior=self.prior.image))
+        followed = begin(raw, source=source, device=self.device, like=like)
+        self.prior, self.unproven, self._tracker = followed.prior, False, None
+        if like is None:
+            self._tracker = self.method.tracker(dataclasses.replace(followed.frame, prior=self.prior.image))
         self._losses.clear()
         return followed
 
     def _follow(self, raw: RawFrame) -> Followed:
         if self.prior is None:
             raise RuntimeError("there is no prior yet")
-        measurement, frame = problem(raw, self.prior)
+        prior = self.prior
+        measurement, frame = problem(raw, prior)
         if self._tracker is None:
             self._tracker = self.method.tracker(frame)
-        tracker, fallbacks = self._tracker, list(self.prior.fallbacks)
-        try:
-            fit = tracker.follow(frame)
-        except FitDiverged as error:
+        tracker, fallbacks, source = self._tracker, list(prior.fallbacks), prior.source
+        fit = or_error(tracker.follow, frame)
+        if isinstance(fit, InreconError):
             self._tracker = None
-            stream.fall_back("fit", f"{error}; SENSE instead", fallbacks)
+            stream.fall_back("fit", f"{fit}; SENSE instead", fallbacks)
             image = tracker.linear(frame, weight=LINEAR_WEIGHT)
             fit = Reconstruction(image=image, iterations=1, stopped_by="closed form")
         if self._is_doubtful(fit):
-            fit = self._again(raw, frame, fit, fallbacks)
+            fit, alone = self._again(raw, frame, tracker, fit, fallbacks)
+            source = "none" if alone else source
         else:
             self._refused.clear()
         trial = tracker.linear(frame.training, weight=LINEAR_WEIGHT)
@@ -103,7 +121,9 @@ class Slice:
             stream.fall_back("fit", f"{reason}; SENSE instead", fallbacks)
             image = tracker.linear(frame, weight=LINEAR_WEIGHT)
             fit = dataclasses.replace(fit, image=image, trial=trial, validation_loss=linear)
-        return Followed(measurement=measurement, frame=frame, fit=fit, prior=self.prior, fallbacks=tuple(fallbacks))
+        return Followed(
+            measurement=measurement, frame=frame, fit=fit, prior=prior, source=source, fallbacks=tuple(fallbacks)
+        )
 
     def _is_doubtful(self, fit: Reconstruction) -> bool:
         """Whether the held-out samples say that the prior serves worse than it did; takes note of what they say."""
@@ -114,34 +134,70 @@ class Slice:
             self._losses.append(fit.validation_loss)
         return doubtful
 
-    def _again(self, raw: RawFrame, frame: Frame, fit: Reconstruction, fallbacks: list[str]) -> Reconstruction:
+    def _again(
+        self, raw: RawFrame, frame: Frame, tracker: Tracker, fit: Reconstruction, fallbacks: list[str]
+    ) -> tuple[Reconstruction, bool]:
         """A frame that its prior has not served well: the held-out samples choose between `fit`, another fit with the
-        prior moved as a whole, and an image without it; where the last is best several times, a new prior is made."""
-        if self._tracker is None:
-            return fit
-        alone = ALONE.fit(dataclasses.replace(frame, prior=None))
-        other = self._tracker.realigned(frame, alone.image)
-        realigned = other.follow(frame)
-        best = min((fit, realigned, alone), key=_loss)
-        if best is realigned and _loss(realigned) > CLEARLY * _loss(fit):
-            best = fit
+        prior moved as a whole, and an image without it; where the last is best several times, a new prior is made.
+
+        Gives the best, and whether that is the one without the prior.
+        """
+        tried = {"fit": fit}
+        alone = or_error(ALONE.fit, dataclasses.replace(frame, prior=None))
+        if isinstance(alone, Reconstruction):
+            tried["alone"] = alone
+            other = tracker.realigned(frame, alone.image)
+            realigned = or_error(other.follow, frame)
+            if isinstance(realigned, Reconstruction) and _loss(realigned) < CLEARLY * _loss(fit):
+                tried["realigned"] = realigned
+        best = min(tried, key=lambda name: _loss(tried[name]))
         place = f"slice {raw.key.slice}, repetition {raw.key.repetition}"
-        losses = f"held-out loss {_loss(fit):.4g}, {_loss(best):.4g} now"
-        if best is not alone:
-            self._refused.clear()
-            if best is realigned:
-                self._tracker = other
-                observe(Warned(text=f"{place}: the patient has moved, and the prior with it ({losses})"))
-            return best
-        stream.fall_back("prior", f"{place}: the prior does not fit ({losses}): an image without it", fallbacks)
+        losses = f"held-out loss {_loss(fit):.4g}, {_loss(tried[best]):.4g} now"
+        if best == "alone":
+            stream.fall_back("prior", f"{place}: the prior does not fit ({losses}): an image without it", fallbacks)
+            self._refuse(raw, place)
+            return tried[best], True
+        self._refused.clear()
+        if best == "realigned":
+            self._tracker = other
+            observe(Warned(text=f"{place}: the patient has moved, and the prior with it ({losses})"))
+        else:
+            before = statistics.median(self._losses)
+            observe(
+                Warned(
+                    text=f"{place}: frames are further from the data than before (held-out loss {_loss(fit):.4g}, "
+                    f"{before:.4g} before), and their prior still serves them best"
+                )
+            )
+            self._losses.clear()  # what is usual now is to be learnt anew
+        return tried[best], False
+
+    def _serves(self, raw: RawFrame, prior: Prior) -> bool:
+        """Whether held-out samples are nearer to `raw` fitted with `prior`, perhaps moved as a whole, and its coil maps
+        than to `raw` by itself."""
+        _, own = problem(raw, begin(raw, source="", device=self.device).prior)
+        alone = or_error(ALONE.fit, dataclasses.replace(own, prior=None))
+        if isinstance(alone, InreconError):
+            return True
+        _, frame = problem(raw, prior)
+        tracker = self.method.tracker(frame)
+        tried = (or_error(one.follow, frame) for one in (tracker, tracker.realigned(frame, alone.image)))
+        return any(isinstance(fit, Reconstruction) and _loss(fit) <= _loss(alone) for fit in tried)
+
+    def _refuse(self, raw: RawFrame, place: str) -> None:
+        """Note a frame that the prior does not fit; of the last `STALE_FRAMES` of them a new one is made."""
         self._refused.append(raw)
-        if len(self._refused) >= STALE_FRAMES:
-            observe(Warned(text=f"{place}: the prior has not fitted {STALE_FRAMES} frames: a new one is made"))
-            refused = list(self._refused)
-            self.forget()
-            self._gathered = refused if len(refused) < self.prior_frames else []
-            self.prior = begin(mean_of(refused), source=_mean_in_words(refused), device=self.device).prior
-        return best
+        if len(self._refused) < STALE_FRAMES:
+            return
+        observe(Warned(text=f"{place}: the prior does not fit any more: a new one is made"))
+        refused = list(self._refused)
+        self.forget()
+        self._gathered = refused if len(refused) < self.prior_frames else []
+        self.prior = begin(mean_of(refused), source=_mean_in_words(refused), device=self.device).prior
+
+
+def _frame_in_words(raw: RawFrame) -> str:
+    return f"the fully sampled frame of repetition {raw.key.repetition}"
 
 
 def _mean_in_words(frames: Sequence[RawFrame]) -> str:

@@ -13,30 +13,36 @@ from inrecon.hyperparams import HyperparameterFiles
 from inrecon.live.prior import Prior
 from inrecon.live.slices import Slice
 from inrecon.methods import CGSense
-from inrecon.methods.residual import ResidualMethod
+from inrecon.methods.residual import ResidualMethod, forget_prepared
 
 
 class Stream:
     """All slices of one stream, in the process that reconstructs it.
 
-    What must not be lost with the process are the `priors`, as bytes that another process can go on with.
+    What must not be lost with the process are the `priors`, as bytes that another process can go on with; no bytes
+    where one is of no use any more. `name` tells the stream from others, whose priors it may be given.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, *, name: str = "") -> None:
         self.device = device
+        self._name = name
         self._slices: dict[Key, Slice] = {}
         self._kept: dict[Key, Prior] = {}
         self.priors: dict[Key, bytes] = {}
 
     def restore(self, priors: Mapping[Key, bytes]) -> None:
-        """Go on with `priors` of slices that this process has not seen yet."""
+        """Go on with `priors`: those of them that are new to this process were made by another one meanwhile."""
         for key, prior in priors.items():
-            self.priors.setdefault(key, prior)
+            if self.priors.get(key) != prior:
+                self.priors[key] = prior
+                self._slices.pop(key, None)
 
     def forget(self, raw: RawFrame) -> None:
         """Begin again with the next frame of this slice, as something has gone wrong with it."""
-        self._slices.pop(_of_any_repetition(raw), None)
-        self.priors.pop(_of_any_repetition(raw), None)
+        key = raw.key.of_any_repetition
+        self._slices.pop(key, None)
+        self.priors[key] = b""
+        forget_prepared()
 
     def reconstruct(
         self,
@@ -54,8 +60,10 @@ class Stream:
             resolved = entry.resolve(request)
         method = resolved.method
         if not isinstance(method, ResidualMethod) or not _can_have_prior(raw):
-            if isinstance(method, ResidualMethod) and request.method is None:
-                request = dataclasses.replace(request, live=None)  # what a scan would get
+            no_fit = None
+            if isinstance(method, ResidualMethod):
+                no_fit = "a frame of partial readouts has no prior"
+                request = dataclasses.replace(request, method="cg_sense", overrides={}, live=None)
             return stream.reconstruct(
                 raw,
                 request=request,
@@ -63,10 +71,11 @@ class Stream:
                 device=self.device,
                 series=series,
                 seconds=seconds,
+                no_fit=no_fit,
             )
         with time_limit(None if seconds is None else stream.FIT_SHARE * seconds), clock("fit"):
             followed = self._slice(raw, method, request).next(raw)
-        self._keep(raw, followed.prior)
+        self._keep(raw)
         measurement, frame, fit = followed.measurement, followed.frame, followed.fit
         csm = frame.maps.csm
         linear = CGSense().fit(frame).image if request.compare else None
@@ -82,7 +91,7 @@ class Stream:
             raw,
             measurement,
             [solved],
-            report=facts | {"prior": followed.prior.source},
+            report=facts | {"prior": followed.source},
             request=request,
             series=series,
             clock=clock,
@@ -91,26 +100,26 @@ class Stream:
     def _slice(self, raw: RawFrame, method: ResidualMethod, request: Request) -> Slice:
         """That of `raw`, with all that is known of it."""
         live = request.live or Live()
-        key = _of_any_repetition(raw)
+        key = raw.key.of_any_repetition
         found = self._slices.get(key)
         if found is None or found.method != method:
             found = Slice(method=method, prior_frames=live.prior_frames, device=self.device)
-            if key in self.priors:
-                prior: Prior = pickle.loads(self.priors[key])  # noqa: S301  pickled by this program
-                found.prior = self._kept[key] = prior.on(self.device)
+            if self.priors.get(key):
+                name, prior = pickle.loads(self.priors[key])  # noqa: S301  pickled by this program
+                found.prior, found.unproven = prior.on(self.device), name != self._name
+                if found.unproven:
+                    found.prior = dataclasses.replace(found.prior, source=f"of an earlier scan: {prior.source}")
+                self._kept[key] = found.prior
             self._slices[key] = found
         return found
 
-    def _keep(self, raw: RawFrame, prior: Prior) -> None:
+    def _keep(self, raw: RawFrame) -> None:
         """Note a prior that is new."""
-        key = _of_any_repetition(raw)
-        if self._kept.get(key) is not prior:
+        key = raw.key.of_any_repetition
+        prior = self._slices[key].prior
+        if prior is not None and self._kept.get(key) is not prior:
             self._kept[key] = prior
-            self.priors[key] = pickle.dumps(prior.on("cpu"))
-
-
-def _of_any_repetition(raw: RawFrame) -> Key:
-    return dataclasses.replace(raw.key, repetition=0)
+            self.priors[key] = pickle.dumps((self._name, prior.on("cpu")))
 
 
 def _can_have_prior(raw: RawFrame) -> bool:

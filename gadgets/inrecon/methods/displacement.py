@@ -15,7 +15,8 @@ REACH_PIXELS = 4.0
 BEND_PIXELS = 0.7
 FAR_PIXELS = 0.5
 """How far a step moves a control point before the slopes of the image count as others."""
-COLUMNS_APART = 2
+COLUMNS = 48
+"""How many columns at least tell the curvature."""
 LARGEST_TURN = 10
 """In degrees, either way, of a patient who has moved."""
 
@@ -125,14 +126,15 @@ class Displacement:
         """Real part of J^H A^H A J, J the change of the image with the control points; by some of the columns, which
         are enough for steps whose goal the exact gradient sets."""
         rows, columns = operator.box
-        some = slice(columns.start, columns.stop, COLUMNS_APART)
+        apart = max((columns.stop - columns.start) // COLUMNS, 1)
+        some = slice(columns.start, columns.stop, apart)
         down, across = self._basis[0][rows], self._basis[1][some]
         weights = torch.einsum("yi,xj->xijy", down, across).flatten(1, 2)
         parts = slopes[..., rows, some].permute(3, 0, 1, 2)
         jacobian = (weights[:, None, :, None] * parts[:, :, None]).flatten(3).flatten(1, 2)
-        projected = jacobian @ grams[::COLUMNS_APART].mT
+        projected = jacobian @ grams[::apart].mT
         one, other = (torch.view_as_real(part).transpose(0, 1).flatten(1) for part in (jacobian, projected))
-        return COLUMNS_APART * (one @ other.T)
+        return apart * (one @ other.T)
 
     def _prior_precision(self, device: torch.device) -> torch.Tensor:
         """Inverse covariance of the control points of both axes."""

@@ -17,7 +17,7 @@ import torch
 
 from inrecon.deadline import DEADLINE, time_left
 from inrecon.errors import FitDiverged
-from inrecon.frame import Frame, Reconstruction
+from inrecon.frame import CoilMaps, Frame, Reconstruction
 from inrecon.methods.displacement import Displacement
 from inrecon.methods.held_out import hold_out
 from inrecon.methods.method import Method, announced, bounded, methods, tunable
@@ -25,8 +25,8 @@ from inrecon.methods.total_variation import differences, differences_adjoint
 from inrecon.operators import ColumnSense
 
 HELD_OUT = 0.05
-PREPARED = 16
-"""Of how many patterns of samples what depends on them alone is kept."""
+PREPARED_BYTES = 512 << 20
+"""How much of what depends on patterns of samples alone is kept in a process, the least recently used of it going."""
 UNKNOWN_NOISE = 0.01
 """What is taken for the noise where it is not known, as a part of the root mean square of the samples."""
 STEP = 10.0
@@ -36,10 +36,11 @@ FULL_SHARE = 0.25
 
 
 class Prepared:
-    """What depends on the samples of an operator alone: its columns' matrices."""
+    """What depends on the samples of an operator, and its coil maps, alone: its columns' matrices."""
 
-    def __init__(self, operator: ColumnSense) -> None:
+    def __init__(self, operator: ColumnSense, maps: CoilMaps) -> None:
         self.operator = operator
+        self.maps = maps
         self._inverses: dict[float, torch.Tensor] = {}
 
     @cached_property
@@ -47,11 +48,41 @@ class Prepared:
         """A^H A of each column."""
         return self.operator.grams()
 
+    @property
+    def bytes(self) -> int:
+        """What it holds."""
+        own = [self.grams] if "grams" in self.__dict__ else []
+        return sum(matrices.nbytes for matrices in [*own, *self._inverses.values()])
+
     def solve(self, right_hand_side: torch.Tensor, *, weight: float) -> torch.Tensor:
         """(A^H A + weight)^-1 b."""
         if weight not in self._inverses:
             self._inverses[weight] = self.operator.inverses(weight)
         return self.operator.solve(self._inverses[weight], right_hand_side, weight=weight)
+
+
+_prepared: OrderedDict[tuple[int, bytes], Prepared] = OrderedDict()
+
+
+def prepared(frame: Frame) -> Prepared:
+    """What is known of the samples of `frame`, arranged by columns: all fits of a process share it."""
+    operator = frame.operator
+    if not isinstance(operator, ColumnSense):
+        raise TypeError("a frame that is not arranged by columns")
+    # The maps are held as long as the entry: no others can have their address meanwhile.
+    key = id(frame.maps), operator.mask.cpu().numpy().tobytes()
+    if key not in _prepared:
+        held = sum(one.bytes for one in _prepared.values())
+        while _prepared and held > PREPARED_BYTES:
+            held -= _prepared.popitem(last=False)[1].bytes
+        _prepared[key] = Prepared(operator, frame.maps)
+    _prepared.move_to_end(key)
+    return _prepared[key]
+
+
+def forget_prepared() -> None:
+    """Give back the memory that is held for frames to come."""
+    _prepared.clear()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +115,6 @@ class Tracker:
         if frame.prior is not None and method.displacement > 0:
             self._displacement = Displacement(frame.prior, method.displacement)
         self._difference = method.difference(columnwise(frame))
-        self._prepared: OrderedDict[bytes, Prepared] = OrderedDict()
 
     def follow(self, frame: Frame) -> Reconstruction:
         """The next frame; its prior is that of the first one. Raises `FitDiverged`.
@@ -93,7 +123,7 @@ class Tracker:
         """
         started, given = time.perf_counter(), frame
         frame = columnwise(frame)
-        seen, everything = self._of(frame.training), self._of(frame)
+        seen, everything = prepared(frame.training), prepared(frame)
         base = self._base(seen, frame)
         result = self._difference.fit(
             frame, base, seen=_problem(seen, frame.training, base), everything=_problem(everything, frame, base)
@@ -110,7 +140,6 @@ class Tracker:
     def realigned(self, frame: Frame, image: torch.Tensor) -> Tracker:
         """Another tracker, that begins where the prior, moved as a whole, is nearest to `image` of this frame."""
         other = Tracker(self._method, dataclasses.replace(frame, prior=self._prior))
-        other._prepared = self._prepared
         if other._displacement is not None:
             other._displacement.realign(image)
         return other
@@ -118,8 +147,8 @@ class Tracker:
     def linear(self, frame: Frame, *, weight: float) -> torch.Tensor:
         """argmin |A x - y|^2 + weight |x|^2 of the samples of `frame`, in closed form."""
         frame = columnwise(frame)
-        prepared = self._of(frame)
-        return prepared.solve(prepared.operator.adjoint(frame.kspace), weight=weight)
+        known = prepared(frame)
+        return known.solve(known.operator.adjoint(frame.kspace), weight=weight)
 
     def _base(self, seen: Prepared, frame: Frame) -> torch.Tensor:
         """The prior as it would look now."""
@@ -131,23 +160,10 @@ class Tracker:
         self._displacement.follow(seen.operator, known, grams=seen.grams, noise=noise_of(frame))
         return self._displacement.image()
 
-    def _of(self, frame: Frame) -> Prepared:
-        """What is known of the samples of `frame`."""
-        operator = frame.operator
-        if not isinstance(operator, ColumnSense):
-            raise TypeError("a frame that is not arranged by columns")
-        key = operator.mask.cpu().numpy().tobytes()
-        if key not in self._prepared:
-            self._prepared[key] = Prepared(operator)
-        self._prepared.move_to_end(key)
-        while len(self._prepared) > PREPARED:
-            self._prepared.popitem(last=False)
-        return self._prepared[key]
 
-
-def _problem(prepared: Prepared, frame: Frame, base: torch.Tensor) -> Problem:
-    missing = frame.kspace - prepared.operator.forward(base)
-    return Problem(prepared=prepared, missing=missing, noise=noise_of(frame))
+def _problem(known: Prepared, frame: Frame, base: torch.Tensor) -> Problem:
+    missing = frame.kspace - known.operator.forward(base)
+    return Problem(prepared=known, missing=missing, noise=noise_of(frame))
 
 
 def noise_of(frame: Frame) -> float:

@@ -11,7 +11,7 @@ from inrecon.errors import FitDiverged
 from inrecon.events import Event, FitFinished, listening
 from inrecon.frame import Frame
 from inrecon.methods import CGSense, ResidualINR, ResidualTikhonov, ResidualTV, TotalVariation, hold_out
-from inrecon.methods.residual import ResidualMethod, columnwise
+from inrecon.methods.residual import ResidualMethod, columnwise, forget_prepared, prepared
 from inrecon.methods.total_variation import differences
 from inrecon.operators import CartesianSense
 from inrecon.testing import (
@@ -203,11 +203,17 @@ def test_frames_may_have_other_lines_each(method: ResidualMethod) -> None:
 
 
 def test_many_patterns_of_samples_are_not_all_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inrecon.methods.residual.PREPARED", 2)
+    forget_prepared()
     tracker = VARIATION.tracker(frame_of(scene()))
-    frames = [frame_of(scene(), offset=number) for number in (0, 1, 2, 3, 0)]
+    frames = [columnwise(frame_of(scene(), offset=number)) for number in (0, 1, 2, 3, 0)]
+    first = prepared(frames[0])
+    assert prepared(frames[0]) is first
+    first.solve(frames[0].prior, weight=0.1)
+    monkeypatch.setattr("inrecon.methods.residual.PREPARED_BYTES", first.bytes)
     for frame in frames:
         assert relative_error(tracker.follow(frame).image, truth_of(frame, scene())) < 0.03
+    assert prepared(frames[0]) is not first
+    forget_prepared()
 
 
 @EACH
