@@ -33,7 +33,7 @@ class ResidualINR(ResidualTV):
     `network_tv` of the weight of total variation, which shrinks what is new in a frame. A network that is all of the
     difference lags behind what moves, and converges to the same image. It goes on from its parameters of the last
     frame for `network_iterations`, or as long as there is time; its images are averaged. The held-out samples tell how
-    much of it, and of the difference, is worth having (as in `auto`).
+    much of it is worth having (as in `auto`).
     """
 
     name: ClassVar[str] = "residual_inr"
@@ -95,12 +95,12 @@ class _NetworkDifference(Difference):
             for problem, image, goal in ((seen, classical.trial, judged_at), (everything, classical.image, last))
         ]
         tried, added = corrections
-        names = ("residual_tv", "with network", "prior")
-        residuals = torch.stack([frame.residuals(x) for x in (classical.trial, classical.trial + tried, base)])
+        names = ("residual_tv", "with network")
+        # No share for the prior alone: it would fade what is new, and these samples hardly see a needle.
+        residuals = torch.stack([frame.residuals(x) for x in (classical.trial, classical.trial + tried)])
         weights = convex_weights(residuals)
-        kept = weights[0] + weights[1]
-        trial = base + kept * (classical.trial - base) + weights[1] * tried
-        self.image = kept * self.image + weights[1] * added
+        trial = classical.trial + weights[1] * tried
+        self.image = self.image + weights[1] * added
         return Reconstruction(
             image=base + self.image,
             trial=trial,
