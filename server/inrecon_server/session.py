@@ -20,7 +20,8 @@ from inrecon.acquire import LEFT_TO_GADGETRON, Accumulator, LiveAccumulator, Mem
 from inrecon.errors import ConfigError, InreconError
 from inrecon.events import Event, listening
 from inrecon.frame import Noise, RawFrame, Request
-from inrecon_server.config import Configuration, Wishes, amend, asks_for_prior, configure, names
+from inrecon_server.config import Configuration, Wishes, amend, asks_for_prior, beside_prior, configure, names
+from inrecon_server.frame_queue import NewPrior
 from inrecon_server.job import InlineTuning, Job, JobResult, Progress
 from inrecon_server.kept_priors import KeptPriors, PriorNotFound
 from inrecon_server.noise_query import answer, measurement_asked_for
@@ -44,7 +45,7 @@ from inrecon_server.scan_state import NoiseNotFound, ScanState
 
 log = logging.getLogger(__name__)
 
-Step = RawFrame | Notice | Request | Response | DependencyQuery
+Step = RawFrame | NewPrior | Notice | Request | Response | DependencyQuery
 
 P = ParamSpec("P")
 
@@ -73,9 +74,9 @@ class Session:
 
     `receive` takes the client's messages but CLOSE, `finish` its CLOSE; both give the steps to take: among them, once,
     before the first frame, what is asked for. `job` and `take` turn a frame into a job and the job's result into
-    notices, strictly one job at a time and in the frames' order. `images` and `failed` count images made and frames of
-    which none could be, `skipped` (for the driver to set) those that a newer one took the place of. `wishes` go over
-    whatever configuration the client sends.
+    notices, strictly one job at a time and in the frames' order; `begin_anew` is for `NewPrior`, in its turn between
+    two jobs. `images` and `failed` count images made and frames of which none could be, `skipped` (for the driver to
+    set) those that a newer one took the place of. `wishes` go over whatever configuration the client sends.
     """
 
     def __init__(self, terms: Terms, *, wishes: Wishes | None = None) -> None:
@@ -93,7 +94,6 @@ class Session:
         self._settled = False
         self._progress = Progress()
         self._stream = uuid4().hex
-        self._at_work = ""
         self._started = time.monotonic()
         self._news = News()
         self.images = 0
@@ -151,7 +151,6 @@ class Session:
     def job(self, raw: RawFrame, *, complete_at: float) -> Job:
         """The job that makes images of `raw`, the last readout of which came at that time of the monotonic clock."""
         request = self.request
-        self._at_work = self._stream
         deadline_s = self._terms.deadline_s if request.deadline_s is None else request.deadline_s
         return Job(
             raw=raw,
@@ -166,9 +165,7 @@ class Session:
 
     def take(self, result: JobResult) -> Iterator[Notice]:
         """Keep what the next job needs of `result`; gives what is worth telling."""
-        priors = self._progress.priors
-        if self._at_work == self._stream:  # else a new prior was asked for meanwhile
-            priors = {**priors, **result.progress.priors}
+        priors = {**self._progress.priors, **result.progress.priors}
         self._progress = replace(result.progress, priors=priors)
         if priors and self._scan is not None and self._scan.measurement_id is not None:
             self._terms.priors.keep(self._scan.measurement_id, priors)
@@ -176,6 +173,11 @@ class Session:
         self.failed += not result.images
         for notice in result.notices:
             yield from self._news.of(notice)
+
+    def begin_anew(self) -> None:
+        """Forget what frames were compared with: those of the next jobs have a prior of their own."""
+        self._stream = uuid4().hex
+        self._progress = replace(self._progress, priors={})
 
     def summary(self) -> Iterator[Notice]:
         """What to say at the end of a scan."""
@@ -235,13 +237,17 @@ class Session:
             yield Notice(level="WARNING", text=f"{error}; {self._configuration.name!r} is used")
         yield from self._ignored(self._configuration)
 
-    def _amend(self, text: str) -> Iterator[Notice]:
+    def _amend(self, text: str) -> Iterator[Step]:
         if not text.lstrip().startswith("{"):
             log.info("a text of %d characters from the client has no meaning here", len(text))
         elif self._settled and self.request.live is not None and asks_for_prior(text):
-            self._stream = uuid4().hex
-            self._progress = replace(self._progress, priors={})
             yield Notice(level="INFO", text="a new prior is made, as was asked for")
+            if others := beside_prior(text):
+                ignored = ", ".join(map(repr, others))
+                yield Notice(
+                    level="WARNING", text=f"beside new_prior, these cannot change any more; ignored: {ignored}"
+                )
+            yield NewPrior()
         elif self._settled:
             yield Notice(level="WARNING", text="the configuration cannot change after the first readout; ignored")
         else:

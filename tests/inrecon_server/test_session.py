@@ -12,6 +12,7 @@ from inrecon.events import FallBack
 from inrecon.frame import Key, RawFrame, Request, Series
 from inrecon.simulate import SimulatedScan, simulate_scan
 from inrecon_server.config import Wishes
+from inrecon_server.frame_queue import NewPrior
 from inrecon_server.job import JobResult, Progress
 from inrecon_server.notices import MAX_WARNINGS, PERIOD_S, News, Notice, notice_of
 from inrecon_server.protocol import (
@@ -125,6 +126,22 @@ def test_priors_of_all_results_pass_to_the_next_job(scan: SimulatedScan) -> None
     for priors in ({Key(slice=0): b"a", Key(slice=1): b"b"}, {Key(slice=1): b"c"}, {}):
         assert list(running.take(JobResult(progress=Progress(priors=priors), images=(b"i",)))) == []
     assert running.job(first, complete_at=0.0).progress.priors == {Key(slice=0): b"a", Key(slice=1): b"c"}
+
+
+def test_a_new_prior_is_begun_in_its_turn_not_when_the_text_comes(scan: SimulatedScan) -> None:
+    running = session(ConfigFile("inr_imri"), Header(scan.header))
+    raw, *_ = frames(receive(running, scan.acquisitions))
+    before = running.job(raw, complete_at=0.0)
+    told = receive(running, [Text('{"parameters": {"new_prior": "true", "preset": "fast"}}')])
+    assert [type(step) for step in told] == [Notice, Notice, NewPrior]
+    assert "'preset'" in texts(told)[1]
+    series = {0: Series(images=3, scale=2.0)}
+    list(running.take(JobResult(progress=Progress(series=series, priors={Key(): b"a"}), images=(b"i",))))
+    assert running.job(raw, complete_at=0.0).stream == before.stream
+    running.begin_anew()
+    after = running.job(raw, complete_at=0.0)
+    assert after.stream != before.stream
+    assert after.progress == Progress(series=series)
 
 
 def test_a_warning_is_told_once_their_number_is_bounded_and_that_is_told_once(scan: SimulatedScan) -> None:
