@@ -6,7 +6,7 @@ No I/O, but for what is kept from scan to scan: `receive` of anything but acquis
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,7 @@ from inrecon import __version__
 from inrecon.acquire import LEFT_TO_GADGETRON, Accumulator, LiveAccumulator, Memory, Scan, collector, parse_header
 from inrecon.errors import ConfigError, InreconError
 from inrecon.events import Event, listening
-from inrecon.frame import Noise, RawFrame, Request
+from inrecon.frame import Key, Noise, RawFrame, Request
 from inrecon_server.config import Configuration, Wishes, amend, asks_for_prior, beside_prior, configure, names
 from inrecon_server.frame_queue import NewPrior
 from inrecon_server.job import InlineTuning, Job, JobResult, Progress
@@ -93,6 +93,8 @@ class Session:
         self._not_noise = 0
         self._settled = False
         self._progress = Progress()
+        self._named_priors: Mapping[Key, bytes] = {}
+        self._kept_priors: Mapping[Key, bytes] = {}
         self._stream = uuid4().hex
         self._started = time.monotonic()
         self._news = News()
@@ -167,8 +169,10 @@ class Session:
         """Keep what the next job needs of `result`; gives what is worth telling."""
         priors = {**self._progress.priors, **result.progress.priors}
         self._progress = replace(result.progress, priors=priors)
-        if priors and self._scan is not None and self._scan.measurement_id is not None:
-            self._terms.priors.keep(self._scan.measurement_id, priors)
+        own = {key: prior for key, prior in priors.items() if self._named_priors.get(key) != prior}
+        if own != self._kept_priors and self._scan is not None and self._scan.measurement_id is not None:
+            self._kept_priors = own
+            self._terms.priors.keep(self._scan.measurement_id, own)
         self.images += len(result.images)
         self.failed += not result.images
         for notice in result.notices:
@@ -351,9 +355,10 @@ class Session:
 
     def _named_prior(self, measurement_id: str) -> Notice:
         try:
-            self._progress = replace(self._progress, priors=self._terms.priors.of(measurement_id))
+            self._named_priors = self._terms.priors.of(measurement_id)
         except PriorNotFound as error:
             return Notice(level="WARNING", text=str(error))
+        self._progress = replace(self._progress, priors=self._named_priors)
         return Notice(level="INFO", text="frames are compared with the prior of an earlier scan")
 
 

@@ -14,6 +14,7 @@ from inrecon.simulate import SimulatedScan, simulate_scan
 from inrecon_server.config import Wishes
 from inrecon_server.frame_queue import NewPrior
 from inrecon_server.job import JobResult, Progress
+from inrecon_server.kept_priors import KeptPriors, PriorNotFound
 from inrecon_server.notices import MAX_WARNINGS, PERIOD_S, News, Notice, notice_of
 from inrecon_server.protocol import (
     ConfigFile,
@@ -142,6 +143,24 @@ def test_a_new_prior_is_begun_in_its_turn_not_when_the_text_comes(scan: Simulate
     after = running.job(raw, complete_at=0.0)
     assert after.stream != before.stream
     assert after.progress == Progress(series=series)
+
+
+def test_what_is_kept_of_a_stream_are_priors_of_its_own_not_those_of_the_scan_it_names() -> None:
+    scan = simulate_scan(shape=(16, 16), coils=2, acceleration=1, acs=8, repetitions=2)
+    kept = KeptPriors()
+    earlier = {Key(slice=0): b"a", Key(slice=1): b"b"}
+    kept.keep("earlier", earlier)
+    running = Session(Terms(device="cpu", priors=kept))
+    asked = ConfigText('{"parameters": {"config": "inr_imri", "prior": "earlier"}}')
+    header = Header(named(scan, measurement="this one"))
+    raw, *_ = frames(receive(running, [asked, header, *scan.acquisitions]))
+    assert running.job(raw, complete_at=0.0).progress.priors == earlier
+    list(running.take(JobResult(progress=Progress(priors=dict(earlier)), images=(b"i",))))
+    with pytest.raises(PriorNotFound):
+        kept.of("this one")
+    list(running.take(JobResult(progress=Progress(priors={**earlier, Key(slice=1): b"c"}), images=(b"i",))))
+    assert kept.of("this one") == {Key(slice=1): b"c"}
+    assert kept.of("earlier") == earlier
 
 
 def test_a_warning_is_told_once_their_number_is_bounded_and_that_is_told_once(scan: SimulatedScan) -> None:
