@@ -44,6 +44,11 @@ class Key:
     set: int = 0
     encoding_space: int = 0
 
+    @property
+    def of_any_repetition(self) -> Key:
+        """The same with repetition 0: what the frames of a slice have in common."""
+        return replace(self, repetition=0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:

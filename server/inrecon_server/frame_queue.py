@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from inrecon.frame import Key, Live, RawFrame
 from inrecon_server.notices import Notice
@@ -134,18 +134,18 @@ class FrameQueue:
         yield Notice(level="WARNING", text=f"skipped for newer frames: {', '.join(told[:_SLICES_TOLD])}{more}")
 
     def _slice(self, raw: RawFrame) -> _Slice:
-        return self._slices.setdefault(_of_any_repetition(raw.key), _Slice())
+        return self._slices.setdefault(raw.key.of_any_repetition, _Slice())
 
     def _skipped_for(self, raw: RawFrame) -> tuple[list[int], int | None]:
         """Which of those that wait are skipped for `raw`, now that it is there, and whose turn it takes over: no
         `NewPrior` and no frame of the slice that stays may be behind that."""
-        of = _of_any_repetition(raw.key)
+        of = raw.key.of_any_repetition
         skipped: list[int] = []
         turn = None
         for at, one in enumerate(self._waiting):
             if isinstance(one.what, NewPrior):
                 turn = None
-            elif _of_any_repetition(one.what.key) != of:
+            elif one.what.key.of_any_repetition != of:
                 continue
             elif not one.gives_way_to(raw):
                 turn = None
@@ -170,7 +170,3 @@ def _in_words(number: int, skipped: _Skipped) -> str:
     if skipped.first == skipped.last:
         return f"{frames} (repetition {skipped.first})"
     return f"{frames} (repetitions {skipped.first} to {skipped.last})"
-
-
-def _of_any_repetition(key: Key) -> Key:
-    return replace(key, repetition=0)
