@@ -132,8 +132,7 @@ class LiveAccumulator:
         except InvalidFrame:
             self._intake.expect_channels(known)
             return None
-        for key in self._slices:
-            self._drop_held(key)
+        self._drop_all_held()
         return imaging
 
     def _place(self, imaging: Imaging) -> list[RawFrame]:
@@ -154,10 +153,9 @@ class LiveAccumulator:
             return done
         held = state.held.pop(imaging.key.repetition, None)
         if held is None:
-            if len(state.held) == _MOST_HELD:
-                self._drop_held(of)
-            state.held[imaging.key.repetition] = imaging
+            self._hold(imaging)
             return done
+        self._intake.budget.give_back(held.size)
         done += self._begin(imaging.key)
         self._drop_held(of)
         # A first readout that ends its frame would not be followed by a second.
@@ -247,6 +245,7 @@ class LiveAccumulator:
             self._intake.taken["imaging"] -= lost
             self._leave_out("of frames that were lost", imaging.key, f"this frame is lost: {error}", count=lost + 1)
             state.told.add("after the end of their frame")
+            self._drop_all_held()
             return False
         state.note(imaging)
         self._intake.taken["imaging"] += 1
@@ -331,10 +330,31 @@ class LiveAccumulator:
         self._intake.taken["frames"] += 1
         return made
 
+    def _hold(self, imaging: Imaging) -> None:
+        """Let a readout wait until a second one confirms its repetition, if there is room for it."""
+        of = imaging.key.of_any_repetition
+        if len(self._slices[of].held) == _MOST_HELD:
+            self._drop_held(of)
+        try:
+            self._intake.budget.take(imaging.size)
+        except InvalidFrame as error:
+            if not self._intake.taken["frames"]:
+                raise
+            # Wrong counters can leave one in each of many slices, for ever.
+            self._drop_all_held()
+            self._leave_out("for want of memory", imaging.key, f"a readout is left out: {error}")
+            return
+        self._slices[of].held[imaging.key.repetition] = imaging
+
+    def _drop_all_held(self) -> None:
+        for of in self._slices:
+            self._drop_held(of)
+
     def _drop_held(self, of: Key) -> None:
         """Leave out readouts of repetitions that nothing else was of."""
         held, self._slices[of].held = self._slices[of].held, {}
         for repetition, imaging in held.items():
+            self._intake.budget.give_back(imaging.size)
             text = "a readout that is alone in its repetition is left out"
             self._leave_out("alone in their repetition", imaging.key, text, kind=f"alone {repetition}")
 
