@@ -140,6 +140,12 @@ def asks_for_prior(text: str) -> bool:
         return False
 
 
+def beside_prior(text: str) -> tuple[str, ...]:
+    """What stands beside ``new_prior`` in such a text, the first of many."""
+    others = sorted(set(_json_parameters(text)) - {"new_prior"})
+    return tuple(key[:40] for key in others[:_MAX_IGNORED])
+
+
 def requested(config: str, wishes: Wishes) -> Request:
     """What the configuration `config`, a name or a text, asks for with `wishes` over it; raises `ConfigError`."""
     configuration = wishes.over(configure(config))

@@ -21,7 +21,7 @@ from inrecon.errors import InreconError
 from inrecon.frame import RawFrame, Request
 from inrecon_server.capture import Capture, ended_early, kept_as
 from inrecon_server.child import Beat
-from inrecon_server.frame_queue import FrameQueue
+from inrecon_server.frame_queue import FrameQueue, NewPrior
 from inrecon_server.job import Job, JobResult
 from inrecon_server.lanes import Lanes
 from inrecon_server.metrics import Metrics, Outcome
@@ -257,7 +257,7 @@ class Connection:
         try:
             async for step in self._steps(message):
                 match step:
-                    case RawFrame():
+                    case RawFrame() | NewPrior():
                         skipped = await self._frames.put(step, time.monotonic(), live=self._session.request.live)
                         self._session.skipped += skipped
                         self._metrics.frames_skipped.inc(skipped)
@@ -337,6 +337,9 @@ class Connection:
             raw, complete_at = frame
             for notice in self._frames.news():
                 await self._say(notice)
+            if isinstance(raw, NewPrior):
+                self._session.begin_anew()
+                continue
             job = self._session.job(raw, complete_at=complete_at)
             result = await self._result(job)
             self._metrics.frame(result.reports, fallbacks=result.fallbacks)

@@ -32,7 +32,8 @@ class Notice:
 class News:
     """Of the notices of one scan, those worth telling: all but warnings that repeat themselves or are too many.
 
-    Streams last for hours: after `PERIOD_S` by the `clock`, in seconds, as many warnings are told again.
+    Streams last for hours: after `PERIOD_S` by the `clock`, in seconds, as many warnings are told again, also those
+    that were told before.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -47,12 +48,13 @@ class News:
             yield notice
             return
         topic = notice.text if notice.topic is None else notice.topic
-        if topic in self._topics:
-            return
         if (now := self._clock()) >= self._since + PERIOD_S:
             if self._untold:
                 yield Notice(level="WARNING", text=f"{self._untold} warnings were not shown")
             self._since, self._told, self._untold = now, 0, 0
+            self._topics.clear()
+        if topic in self._topics:
+            return
         if self._told < MAX_WARNINGS:
             self._told += 1
             self._topics.add(topic)

@@ -17,6 +17,7 @@ from inrecon_server.connection import Connection, Patience
 from inrecon_server.door import is_allowed, server_tls
 from inrecon_server.job import InlineTuning
 from inrecon_server.keeping import Keeping
+from inrecon_server.kept_priors import KeptPriors
 from inrecon_server.lanes import Lanes
 from inrecon_server.metrics import Metrics
 from inrecon_server.process import WorkerLost
@@ -81,6 +82,7 @@ class _Server:
             deadline_s=settings.deadline_s,
             memory=Memory(machine_memory() // 2 if settings.memory_gib is None else round(settings.memory_gib * 2**30)),
             state=_scan_state(settings),
+            priors=KeptPriors(hours=settings.state_hours),
             can_save=self._captures is not None,
         )
         self._connections: dict[asyncio.Task[None], Connection] = {}

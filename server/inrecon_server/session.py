@@ -6,7 +6,7 @@ No I/O, but for what is kept from scan to scan: `receive` of anything but acquis
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,8 +19,9 @@ from inrecon import __version__
 from inrecon.acquire import LEFT_TO_GADGETRON, Accumulator, LiveAccumulator, Memory, Scan, collector, parse_header
 from inrecon.errors import ConfigError, InreconError
 from inrecon.events import Event, listening
-from inrecon.frame import Noise, RawFrame, Request
-from inrecon_server.config import Configuration, Wishes, amend, asks_for_prior, configure, names
+from inrecon.frame import Key, Noise, RawFrame, Request
+from inrecon_server.config import Configuration, Wishes, amend, asks_for_prior, beside_prior, configure, names
+from inrecon_server.frame_queue import NewPrior
 from inrecon_server.job import InlineTuning, Job, JobResult, Progress
 from inrecon_server.kept_priors import KeptPriors, PriorNotFound
 from inrecon_server.noise_query import answer, measurement_asked_for
@@ -44,7 +45,7 @@ from inrecon_server.scan_state import NoiseNotFound, ScanState
 
 log = logging.getLogger(__name__)
 
-Step = RawFrame | Notice | Request | Response | DependencyQuery
+Step = RawFrame | NewPrior | Notice | Request | Response | DependencyQuery
 
 P = ParamSpec("P")
 
@@ -73,9 +74,9 @@ class Session:
 
     `receive` takes the client's messages but CLOSE, `finish` its CLOSE; both give the steps to take: among them, once,
     before the first frame, what is asked for. `job` and `take` turn a frame into a job and the job's result into
-    notices, strictly one job at a time and in the frames' order. `images` and `failed` count images made and frames of
-    which none could be, `skipped` (for the driver to set) those that a newer one took the place of. `wishes` go over
-    whatever configuration the client sends.
+    notices, strictly one job at a time and in the frames' order; `begin_anew` is for `NewPrior`, in its turn between
+    two jobs. `images` and `failed` count images made and frames of which none could be, `skipped` (for the driver to
+    set) those that a newer one took the place of. `wishes` go over whatever configuration the client sends.
     """
 
     def __init__(self, terms: Terms, *, wishes: Wishes | None = None) -> None:
@@ -92,8 +93,9 @@ class Session:
         self._not_noise = 0
         self._settled = False
         self._progress = Progress()
+        self._named_priors: Mapping[Key, bytes] = {}
+        self._kept_priors: Mapping[Key, bytes] = {}
         self._stream = uuid4().hex
-        self._at_work = ""
         self._started = time.monotonic()
         self._news = News()
         self.images = 0
@@ -151,7 +153,6 @@ class Session:
     def job(self, raw: RawFrame, *, complete_at: float) -> Job:
         """The job that makes images of `raw`, the last readout of which came at that time of the monotonic clock."""
         request = self.request
-        self._at_work = self._stream
         deadline_s = self._terms.deadline_s if request.deadline_s is None else request.deadline_s
         return Job(
             raw=raw,
@@ -166,16 +167,21 @@ class Session:
 
     def take(self, result: JobResult) -> Iterator[Notice]:
         """Keep what the next job needs of `result`; gives what is worth telling."""
-        priors = self._progress.priors
-        if self._at_work == self._stream:  # else a new prior was asked for meanwhile
-            priors = {**priors, **result.progress.priors}
+        priors = {**self._progress.priors, **result.progress.priors}
         self._progress = replace(result.progress, priors=priors)
-        if priors and self._scan is not None and self._scan.measurement_id is not None:
-            self._terms.priors.keep(self._scan.measurement_id, priors)
+        own = {key: prior for key, prior in priors.items() if self._named_priors.get(key) != prior}
+        if own != self._kept_priors and self._scan is not None and self._scan.measurement_id is not None:
+            self._kept_priors = own
+            self._terms.priors.keep(self._scan.measurement_id, own)
         self.images += len(result.images)
         self.failed += not result.images
         for notice in result.notices:
             yield from self._news.of(notice)
+
+    def begin_anew(self) -> None:
+        """Forget what frames were compared with: those of the next jobs have a prior of their own."""
+        self._stream = uuid4().hex
+        self._progress = replace(self._progress, priors={})
 
     def summary(self) -> Iterator[Notice]:
         """What to say at the end of a scan."""
@@ -235,13 +241,17 @@ class Session:
             yield Notice(level="WARNING", text=f"{error}; {self._configuration.name!r} is used")
         yield from self._ignored(self._configuration)
 
-    def _amend(self, text: str) -> Iterator[Notice]:
+    def _amend(self, text: str) -> Iterator[Step]:
         if not text.lstrip().startswith("{"):
             log.info("a text of %d characters from the client has no meaning here", len(text))
         elif self._settled and self.request.live is not None and asks_for_prior(text):
-            self._stream = uuid4().hex
-            self._progress = replace(self._progress, priors={})
             yield Notice(level="INFO", text="a new prior is made, as was asked for")
+            if others := beside_prior(text):
+                ignored = ", ".join(map(repr, others))
+                yield Notice(
+                    level="WARNING", text=f"beside new_prior, these cannot change any more; ignored: {ignored}"
+                )
+            yield NewPrior()
         elif self._settled:
             yield Notice(level="WARNING", text="the configuration cannot change after the first readout; ignored")
         else:
@@ -345,9 +355,10 @@ class Session:
 
     def _named_prior(self, measurement_id: str) -> Notice:
         try:
-            self._progress = replace(self._progress, priors=self._terms.priors.of(measurement_id))
+            self._named_priors = self._terms.priors.of(measurement_id)
         except PriorNotFound as error:
             return Notice(level="WARNING", text=str(error))
+        self._progress = replace(self._progress, priors=self._named_priors)
         return Notice(level="INFO", text="frames are compared with the prior of an earlier scan")
 
 

@@ -55,7 +55,7 @@ class ServerSettings(BaseModel):
     refused. `deadline_s` is for scans that ask for none. A scan of a protocol that no hyperparameter file is about is
     searched on for `tune_seconds`, and what is found kept in `candidates`. The noise of a scan is kept `state_hours`
     long for later ones: in memory, in `state_folder`, where a restart does not lose it, and by Gadgetron's storage
-    server at `storage_address`.
+    server at `storage_address`. Priors of interventional streams are kept as long, in memory only.
 
     With `savedata` every session is kept as a raw file in `savedata_folder`; without it, those whose clients ask for
     ``savedataonly``. Such files are deleted after `savedata_days`, and the oldest of them where they are more than

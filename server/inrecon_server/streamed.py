@@ -19,6 +19,7 @@ from inrecon.hyperparams import HyperparameterFiles
 from inrecon.methods import build
 from inrecon_server.config import DEFAULT, Wishes
 from inrecon_server.files import UnwritableFile
+from inrecon_server.frame_queue import NewPrior
 from inrecon_server.job import run_job
 from inrecon_server.notices import Notice
 from inrecon_server.protocol import (
@@ -133,6 +134,8 @@ class _Run:
                 case RawFrame():
                     self._begin()
                     self._reconstruct(step)
+                case NewPrior():
+                    self._session.begin_anew()
                 case Notice():
                     self._tell(step)
         if isinstance(message, Header):

@@ -487,6 +487,31 @@ class TestAnything:
         assert accumulator.summary().frames == 2 * 3_000
 
 
+def test_readouts_that_wait_to_be_confirmed_count_as_memory():
+    size = 32 * (COILS * 8 + 4)
+    memory = Memory(2 * LINES * size)
+    accumulator = LiveAccumulator(parsed(), live=Live(), memory=memory)
+    frames = [frame for one in stream(range(2)) for frame in accumulator.add(one)]
+    heard = []
+    with listening(heard.append):
+        for number in range(1, 200):
+            for one in stream([2], lines=[3], set=number):
+                frames += accumulator.add(one)
+        frames += [frame for one in stream(range(2, 6)) for frame in accumulator.add(one)]
+    # One frame may have found no room; then what waited has made some.
+    assert repetitions(frames) in ([0, 1, 2, 3, 4, 5], [0, 1, 3, 4, 5])
+    assert any("left out" in event.text for event in heard)
+    assert accumulator.summary().skipped["for want of memory"] > 0
+    accumulator.close()
+    memory.take(2 * LINES * size)
+
+
+def test_a_stream_that_begins_with_more_of_them_than_there_is_memory_for_is_refused():
+    readouts = [one for number in range(1000) for one in stream([0], lines=[3], set=number)]
+    with pytest.raises(InvalidFrame, match="try again later"):
+        run(readouts, memory=Memory(1 << 16))
+
+
 class TestWindow:
     SHOTS = tuple(tuple(range(start, LINES, 4)) for start in (0, 2, 1, 3))
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from inrecon.acquire import raw_frames
 from inrecon.frame import Live, RawFrame
 from inrecon.simulate import simulate_scan
-from inrecon_server.frame_queue import FrameQueue
+from inrecon_server.frame_queue import FrameQueue, NewPrior
 
 LATEST, ALL = Live(policy="latest"), Live(policy="all")
 
@@ -37,11 +37,11 @@ def run(scenario: Coroutine[object, object, None]) -> None:
 
 
 async def given_by(queue: FrameQueue) -> list[tuple[int, int]]:
-    """Slices and repetitions of all that waits."""
+    """Slices and repetitions of all that waits; -1 of a new prior."""
     await queue.end()
     told = []
     while (got := await queue.get()) is not None:
-        told.append((got[0].key.slice, got[0].key.repetition))
+        told.append((-1, -1) if isinstance(got[0], NewPrior) else (got[0].key.slice, got[0].key.repetition))
     return told
 
 
@@ -97,12 +97,25 @@ def test_each_slice_keeps_one_and_its_turn() -> None:
     run(scenario())
 
 
-def test_the_first_fully_sampled_frame_is_never_skipped_nor_one_that_is_acquired_anew() -> None:
+def test_a_fully_sampled_frame_is_skipped_only_for_another_one() -> None:
     async def scenario() -> None:
         queue = FrameQueue(size=1)
         for n in range(20):
             await queue.put(frame(n, acceleration=1.0 if n in (0, 10, 11) else 3.0), 0.0, live=LATEST)
-        assert await given_by(queue) == [(0, 0), (0, 10), (0, 19)]
+            if n == 9:
+                assert await queue.get() == (frame(0, acceleration=1.0), 0.0)
+        assert await given_by(queue) == [(0, 11), (0, 19)]
+
+    run(scenario())
+
+
+def test_fully_sampled_frames_among_accelerated_ones_do_not_pile_up() -> None:
+    async def scenario() -> None:
+        queue = FrameQueue(size=1)
+        accelerations = [4.0, 4.0, *[1.0, 4.0] * 300]
+        skipped = [await queue.put(frame(n, acceleration=a), 0.0, live=LATEST) for n, a in enumerate(accelerations)]
+        assert sum(skipped) == len(accelerations) - 4
+        assert await given_by(queue) == [(0, 0), (0, 1), (0, 600), (0, 601)]
 
     run(scenario())
 
@@ -112,7 +125,7 @@ def test_where_all_are_fully_sampled_the_newest_comes() -> None:
         queue = FrameQueue(size=1)
         for n in range(50):
             await queue.put(frame(n, acceleration=1.0), 0.0, live=LATEST)
-        assert await given_by(queue) == [(0, 0), (0, 49)]
+        assert await given_by(queue) == [(0, 49)]
 
     run(scenario())
 
@@ -123,6 +136,23 @@ def test_where_none_is_the_first_few_are_kept() -> None:
         for n in range(50):
             await queue.put(frame(n), 0.0, live=replace(LATEST, prior_frames=3))
         assert await given_by(queue) == [(0, 0), (0, 1), (0, 2), (0, 49)]
+
+    run(scenario())
+
+
+def test_a_new_prior_comes_after_the_frames_before_it_and_before_those_after_it() -> None:
+    async def scenario() -> None:
+        for live, expected in ((LATEST, [-1, 3, 4, 5, 7]), (ALL, [0, 1, 2, -1, 3, 4, 5, 6, 7])):
+            queue = FrameQueue(size=20)
+            await queue.put(frame(0, acceleration=1.0), 0.0, live=live)
+            if live is LATEST:
+                await queue.get()
+            for n in (1, 2):
+                await queue.put(frame(n), 0.0, live=live)
+            await queue.put(NewPrior(), 0.0, live=live)
+            for n in range(3, 8):
+                await queue.put(frame(n), 0.0, live=replace(live, prior_frames=3))
+            assert [repetition for _, repetition in await given_by(queue)] == expected
 
     run(scenario())
 

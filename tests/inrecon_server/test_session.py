@@ -12,7 +12,9 @@ from inrecon.events import FallBack
 from inrecon.frame import Key, RawFrame, Request, Series
 from inrecon.simulate import SimulatedScan, simulate_scan
 from inrecon_server.config import Wishes
+from inrecon_server.frame_queue import NewPrior
 from inrecon_server.job import JobResult, Progress
+from inrecon_server.kept_priors import KeptPriors, PriorNotFound
 from inrecon_server.notices import MAX_WARNINGS, PERIOD_S, News, Notice, notice_of
 from inrecon_server.protocol import (
     ConfigFile,
@@ -127,6 +129,40 @@ def test_priors_of_all_results_pass_to_the_next_job(scan: SimulatedScan) -> None
     assert running.job(first, complete_at=0.0).progress.priors == {Key(slice=0): b"a", Key(slice=1): b"c"}
 
 
+def test_a_new_prior_is_begun_in_its_turn_not_when_the_text_comes(scan: SimulatedScan) -> None:
+    running = session(ConfigFile("inr_imri"), Header(scan.header))
+    raw, *_ = frames(receive(running, scan.acquisitions))
+    before = running.job(raw, complete_at=0.0)
+    told = receive(running, [Text('{"parameters": {"new_prior": "true", "preset": "fast"}}')])
+    assert [type(step) for step in told] == [Notice, Notice, NewPrior]
+    assert "'preset'" in texts(told)[1]
+    series = {0: Series(images=3, scale=2.0)}
+    list(running.take(JobResult(progress=Progress(series=series, priors={Key(): b"a"}), images=(b"i",))))
+    assert running.job(raw, complete_at=0.0).stream == before.stream
+    running.begin_anew()
+    after = running.job(raw, complete_at=0.0)
+    assert after.stream != before.stream
+    assert after.progress == Progress(series=series)
+
+
+def test_what_is_kept_of_a_stream_are_priors_of_its_own_not_those_of_the_scan_it_names() -> None:
+    scan = simulate_scan(shape=(16, 16), coils=2, acceleration=1, acs=8, repetitions=2)
+    kept = KeptPriors()
+    earlier = {Key(slice=0): b"a", Key(slice=1): b"b"}
+    kept.keep("earlier", earlier)
+    running = Session(Terms(device="cpu", priors=kept))
+    asked = ConfigText('{"parameters": {"config": "inr_imri", "prior": "earlier"}}')
+    header = Header(named(scan, measurement="this one"))
+    raw, *_ = frames(receive(running, [asked, header, *scan.acquisitions]))
+    assert running.job(raw, complete_at=0.0).progress.priors == earlier
+    list(running.take(JobResult(progress=Progress(priors=dict(earlier)), images=(b"i",))))
+    with pytest.raises(PriorNotFound):
+        kept.of("this one")
+    list(running.take(JobResult(progress=Progress(priors={**earlier, Key(slice=1): b"c"}), images=(b"i",))))
+    assert kept.of("this one") == {Key(slice=1): b"c"}
+    assert kept.of("earlier") == earlier
+
+
 def test_a_warning_is_told_once_their_number_is_bounded_and_that_is_told_once(scan: SimulatedScan) -> None:
     running = session(ConfigFile("inr"), Header(scan.header))
     told = []
@@ -146,7 +182,11 @@ def test_after_a_while_as_many_warnings_are_told_again_and_how_many_were_not() -
     later = [told.text for n in range(70) for told in news.of(Notice(level="WARNING", text=f"later {n}"))]
     assert later[:2] == ["20 warnings were not shown", "later 0"]
     assert len(later) == 1 + MAX_WARNINGS + 1
-    assert list(news.of(Notice(level="WARNING", text="first 0"))) == []
+    assert list(news.of(Notice(level="WARNING", text="later 0"))) == []
+    clock[0] = 2 * PERIOD_S
+    for expected in (["20 warnings were not shown", "later 0"], []):
+        again = [told.text for told in news.of(Notice(level="WARNING", text="later 0"))]
+        assert again == expected
 
 
 def test_errors_and_information_are_told_however_much_was_said(scan: SimulatedScan) -> None:

@@ -26,6 +26,11 @@ class Imaging:
     line: Line
     placed: Placed
 
+    @property
+    def size(self) -> int:
+        """Bytes that its samples take as they came."""
+        return len(self.placed.samples) * self.acquisition.number_of_samples * SAMPLE_BYTES
+
 
 class Intake:
     """Sorts the readouts of a scan and makes `RawFrame` of the frames that an accumulator has collected.

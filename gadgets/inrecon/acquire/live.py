@@ -132,13 +132,12 @@ class LiveAccumulator:
         except InvalidFrame:
             self._intake.expect_channels(known)
             return None
-        for key in self._slices:
-            self._drop_held(key)
+        self._drop_all_held()
         return imaging
 
     def _place(self, imaging: Imaging) -> list[RawFrame]:
         """Add an imaging readout to the frame that it is of, if that is believed in."""
-        of = _of_any_repetition(imaging.key)
+        of = imaging.key.of_any_repetition
         if of not in self._slices and len(self._slices) >= _MOST_SLICES:
             text = f"slices beyond the first {_MOST_SLICES} (contrasts, phases and sets counted) are left out"
             self._intake.skip("of too many slices", text)
@@ -154,10 +153,9 @@ class LiveAccumulator:
             return done
         held = state.held.pop(imaging.key.repetition, None)
         if held is None:
-            if len(state.held) == _MOST_HELD:
-                self._drop_held(of)
-            state.held[imaging.key.repetition] = imaging
+            self._hold(imaging)
             return done
+        self._intake.budget.give_back(held.size)
         done += self._begin(imaging.key)
         self._drop_held(of)
         # A first readout that ends its frame would not be followed by a second.
@@ -180,7 +178,7 @@ class LiveAccumulator:
 
     def _begin(self, key: Key) -> list[RawFrame]:
         """Go on to the repetition of `key`; gives the frame that this ends."""
-        of = _of_any_repetition(key)
+        of = key.of_any_repetition
         state = self._slices[of]
         done = self._end(of)
         jump, before = state.jump_to(key.repetition), state.repetition
@@ -201,7 +199,7 @@ class LiveAccumulator:
     def _put(self, imaging: Imaging, *, ends: bool = True) -> list[RawFrame]:
         """Add a readout of the repetition that its slice is at; gives the frames that it, or its flags if it `ends` by
         them, completes."""
-        key, of = imaging.key, _of_any_repetition(imaging.key)
+        key, of = imaging.key, imaging.key.of_any_repetition
         state = self._slices[of]
         average = imaging.acquisition.idx.average
         if state.ended and state.frame is None and average:
@@ -225,7 +223,7 @@ class LiveAccumulator:
 
     def _collect(self, imaging: Imaging) -> bool:
         """Add a readout to frame and window; if there is no room for it the frame is lost."""
-        state = self._slices[_of_any_repetition(imaging.key)]
+        state = self._slices[imaging.key.of_any_repetition]
         if state.frame is None:
             follows = state.lines if state.ended else 0
             state.frames += 1
@@ -247,6 +245,7 @@ class LiveAccumulator:
             self._intake.taken["imaging"] -= lost
             self._leave_out("of frames that were lost", imaging.key, f"this frame is lost: {error}", count=lost + 1)
             state.told.add("after the end of their frame")
+            self._drop_all_held()
             return False
         state.note(imaging)
         self._intake.taken["imaging"] += 1
@@ -261,7 +260,7 @@ class LiveAccumulator:
             frame = state.frame
             if frame is None or state.repetition is None:
                 continue
-            own = of == _of_any_repetition(key) and state.repetition == key.repetition
+            own = of == key.of_any_repetition and state.repetition == key.repetition
             averages = max(frame.encoding.averages or 1, self._averages.get(of.encoding_space, 1))
             own_slice = (of.slice, of.encoding_space) == (key.slice, key.encoding_space)
             if (
@@ -310,7 +309,7 @@ class LiveAccumulator:
 
     def _windowed(self, key: Key) -> list[RawFrame]:
         """The frame of the last readouts of a slice, if it is time for one."""
-        state = self._slices[_of_any_repetition(key)]
+        state = self._slices[key.of_any_repetition]
         if state.window is None or not state.lines or not state.window.due:
             return []
         try:
@@ -331,17 +330,38 @@ class LiveAccumulator:
         self._intake.taken["frames"] += 1
         return made
 
+    def _hold(self, imaging: Imaging) -> None:
+        """Let a readout wait until a second one confirms its repetition, if there is room for it."""
+        of = imaging.key.of_any_repetition
+        if len(self._slices[of].held) == _MOST_HELD:
+            self._drop_held(of)
+        try:
+            self._intake.budget.take(imaging.size)
+        except InvalidFrame as error:
+            if not self._intake.taken["frames"]:
+                raise
+            # Wrong counters can leave one in each of many slices, for ever.
+            self._drop_all_held()
+            self._leave_out("for want of memory", imaging.key, f"a readout is left out: {error}")
+            return
+        self._slices[of].held[imaging.key.repetition] = imaging
+
+    def _drop_all_held(self) -> None:
+        for of in self._slices:
+            self._drop_held(of)
+
     def _drop_held(self, of: Key) -> None:
         """Leave out readouts of repetitions that nothing else was of."""
         held, self._slices[of].held = self._slices[of].held, {}
         for repetition, imaging in held.items():
+            self._intake.budget.give_back(imaging.size)
             text = "a readout that is alone in its repetition is left out"
             self._leave_out("alone in their repetition", imaging.key, text, kind=f"alone {repetition}")
 
     def _leave_out(self, reason: str, key: Key, text: str, *, kind: str | None = None, count: int = 1) -> None:
         """Count readouts that are left out, and name the first of each `kind` (None: `reason`) in a frame."""
         self._intake.count_skipped(reason, count=count)
-        state = self._slices.get(_of_any_repetition(key))
+        state = self._slices.get(key.of_any_repetition)
         if state is not None:
             if (kind or reason) in state.told:
                 return
@@ -350,7 +370,7 @@ class LiveAccumulator:
 
     def _tell(self, key: Key, text: str) -> None:
         """Say `text` of the frame `key`; by its number where nothing is counted."""
-        state = self._slices.get(_of_any_repetition(key))
+        state = self._slices.get(key.of_any_repetition)
         where = f"repetition {key.repetition}" if self._counts or state is None else f"frame {state.frames}"
         observe(Warned(text=f"{where}, slice {key.slice}: {text}"))
 
@@ -362,7 +382,3 @@ def collector(
     if live is None:
         return Accumulator(scan, kept_noise=kept_noise, memory=memory)
     return LiveAccumulator(scan, live=live, kept_noise=kept_noise, memory=memory)
-
-
-def _of_any_repetition(key: Key) -> Key:
-    return replace(key, repetition=0)

@@ -1,9 +1,10 @@
 """Where the stream of one slice is: which repetition it has come to, and what its frames were like."""
 
+from __future__ import annotations
+
 from collections import Counter, deque
 from dataclasses import dataclass, field
-
-import numpy as np
+from typing import TypeAlias
 
 from inrecon.acquire.buffers import Line
 from inrecon.acquire.intake import Imaging
@@ -13,6 +14,26 @@ from inrecon.acquire.window import Window
 _REPETITIONS = 1 << 16
 _TICKS = 1 << 32
 _RECENT = 16
+_Slot: TypeAlias = tuple[Line, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """What is remembered of a readout, whose samples would be too much to keep for every slice."""
+
+    slot: _Slot
+    time_stamp: int
+    start: int
+    samples: int
+
+    @classmethod
+    def of(cls, imaging: Imaging) -> _Seen:
+        return cls(
+            slot=_slot(imaging),
+            time_stamp=int(imaging.acquisition.acquisition_time_stamp),
+            start=imaging.placed.start,
+            samples=hash(imaging.placed.samples.tobytes()),
+        )
 
 
 @dataclass(kw_only=True)
@@ -38,9 +59,9 @@ class LiveSlice:
     window: Window | None = None
     told: set[str] = field(default_factory=set)
     _recent: deque[int] = field(default_factory=lambda: deque(maxlen=_RECENT))
-    _last: Imaging | None = None
+    _last: _Seen | None = None
     _first: Line | None = None
-    _slots: set[tuple[Line, int, int]] = field(default_factory=set)
+    _slots: set[_Slot] = field(default_factory=set)
 
     def jump_to(self, repetition: int) -> int:
         """How far it is on to `repetition`, whose counter wraps around; negative if that is an earlier one."""
@@ -57,13 +78,12 @@ class LiveSlice:
         if self.jump_to(imaging.key.repetition) >= 0:
             return False
         now = int(imaging.acquisition.acquisition_time_stamp)
-        before = 0 if self._last is None else int(self._last.acquisition.acquisition_time_stamp)
+        before = 0 if self._last is None else self._last.time_stamp
         return not (now and before and 0 < (now - before) % _TICKS < _TICKS // 2)
 
     def is_double(self, imaging: Imaging) -> bool:
         """Whether this is the readout before once more: noise is never the same twice."""
-        last = self._last
-        return last is not None and _slot(last) == _slot(imaging) and _same_samples(last, imaging)
+        return self._last is not None and self._last.slot == _slot(imaging) and self._last == _Seen.of(imaging)
 
     def begins_anew(self, imaging: Imaging) -> bool:
         """Whether a line that the frame holds already is one of the next frame, in a stream that counts nothing."""
@@ -79,7 +99,7 @@ class LiveSlice:
             self._slots.clear()
             self._first = imaging.line
         self._slots.add(_slot(imaging))
-        self._last = imaging
+        self._last = _Seen.of(imaging)
 
     @property
     def usual(self) -> int:
@@ -103,9 +123,5 @@ class LiveSlice:
         return short
 
 
-def _slot(imaging: Imaging) -> tuple[Line, int, int]:
+def _slot(imaging: Imaging) -> _Slot:
     return imaging.line, imaging.acquisition.idx.average, imaging.acquisition.idx.segment
-
-
-def _same_samples(one: Imaging, other: Imaging) -> bool:
-    return one.placed.start == other.placed.start and np.array_equal(one.placed.samples, other.placed.samples)

@@ -1,7 +1,6 @@
 """Frames that wait for their end, and what those that have ended tell of them."""
 
 from collections import Counter
-from dataclasses import replace
 
 import ismrmrd
 
@@ -67,7 +66,7 @@ class History:
 
     def follows(self, key: Key) -> int:
         """Lines of the latest frame if `key` is not of a later repetition, else 0."""
-        repetition, lines = self._latest.get(replace(key, repetition=0), (-1, 0))
+        repetition, lines = self._latest.get(key.of_any_repetition, (-1, 0))
         return lines if key.repetition <= repetition else 0
 
     def imaged(self, key: Key) -> bool:
@@ -76,7 +75,7 @@ class History:
 
     def repeated(self, key: Key, frame: OpenFrame) -> bool:
         """Whether `frame` holds all that any earlier one did whose end no flag told; False if there was none."""
-        before = self._unflagged.get(replace(key, repetition=0))
+        before = self._unflagged.get(key.of_any_repetition)
         return (
             before is not None
             and len(before) <= len(frame.lines)
@@ -86,7 +85,7 @@ class History:
 
     def add(self, key: Key, frame: OpenFrame) -> None:
         """Remember a frame, or stragglers, that ended."""
-        of_any_repetition = replace(key, repetition=0)
+        of_any_repetition = key.of_any_repetition
         if frame.is_straggler:
             latest, _ = self._latest[of_any_repetition]
             self._latest[of_any_repetition] = latest, len(frame.lines)

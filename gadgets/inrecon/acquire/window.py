@@ -5,7 +5,6 @@ from collections import deque
 from inrecon.acquire.buffers import Budget, Line
 from inrecon.acquire.intake import Imaging
 from inrecon.acquire.pending import OpenFrame
-from inrecon.acquire.scan import SAMPLE_BYTES
 from inrecon.frame import Key
 
 
@@ -25,8 +24,8 @@ class Window:
     def add(self, imaging: Imaging) -> None:
         """Take a readout, which the oldest makes room for; raises `InvalidFrame` if the memory budget is spent."""
         while len(self._held) >= self._size:
-            self._budget.give_back(_bytes(self._held.popleft()))
-        self._budget.take(_bytes(imaging))
+            self._budget.give_back(self._held.popleft().size)
+        self._budget.take(imaging.size)
         self._held.append(imaging)
         self._since += 1
 
@@ -57,7 +56,3 @@ class Window:
         # The images of a stream are told apart, and ordered, by counters and times that go on with each of them.
         frame.reference = bytes(newest.acquisition.getHead())
         return newest.key, frame
-
-
-def _bytes(imaging: Imaging) -> int:
-    return len(imaging.placed.samples) * imaging.acquisition.number_of_samples * SAMPLE_BYTES
