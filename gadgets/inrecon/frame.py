@@ -31,6 +31,8 @@ PRIORITIES: tuple[Priority, ...] = ("realtime", "inline", "replay")
 """The first goes first; of equals, whoever has waited longest."""
 DTYPES: tuple[Dtype, ...] = ("complex", "float", "uint16")
 FramePolicy = Literal["latest", "all"]
+NO_PRIOR_HERE = "the prior of an earlier scan is known to a server only (inrecon serve): the stream makes its own"
+"""What to tell where `Live.prior` names one and nobody keeps them."""
 
 
 @dataclass(frozen=True, kw_only=True, order=True)

@@ -33,7 +33,7 @@ from inrecon.acquire import (
 from inrecon.attempts import FRAME_ERRORS, reconstruct
 from inrecon.errors import InreconError, InvalidFrame
 from inrecon.events import Event, FallBack, Warned, listening
-from inrecon.frame import Key, RawFrame, Request, SeriesBySpace
+from inrecon.frame import NO_PRIOR_HERE, Key, RawFrame, Request, SeriesBySpace
 from inrecon.hyperparams import HyperparameterFiles
 from inrecon.live import Stream
 from inrecon.methods import build
@@ -200,6 +200,8 @@ class _Scan:
         self._failures = failures
         method = self._request.method or "by protocol"
         self._stream = None if self._request.live is None else Stream(self._device)
+        if self._request.live is not None and self._request.live.prior is not None:
+            log.warning(NO_PRIOR_HERE)
         log.info("inrecon %s on %s: method %s, preset %s", __version__, self._device, method, self._request.preset)
 
     def take(self, item: Any) -> None:

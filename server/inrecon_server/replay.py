@@ -20,7 +20,7 @@ from inrecon.acquire import collector, parse_header
 from inrecon.attempts import FRAME_ERRORS, reconstruct
 from inrecon.errors import InvalidFrame
 from inrecon.events import Event, FitFinished, FitProgressed, listening
-from inrecon.frame import RawFrame, Request, SeriesBySpace
+from inrecon.frame import NO_PRIOR_HERE, RawFrame, Request, SeriesBySpace
 from inrecon.hyperparams import HyperparameterFiles
 from inrecon.live import Stream
 from inrecon.methods import build
@@ -75,6 +75,8 @@ def replay(
     with _Screen(quiet=quiet) as screen, listening(screen.hear):
         for notice in notices:
             screen.tell(notice)
+        if request.live is not None and request.live.prior is not None:
+            screen.tell(Notice(level="WARNING", text=NO_PRIOR_HERE))
         live = None if request.live is None else Stream(chosen)
         run = _Run(request=request, files=files, device=chosen, screen=screen, live=live)
         try:

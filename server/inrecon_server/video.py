@@ -38,11 +38,11 @@ _Time: TypeAlias = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Film:
-    """What a video is made of: for each of `times`, in order, the image of each tile that has a new one.
+    """What a video is made of: for each of `times`, in order of arrival, the image of each tile that has a new one.
 
     A tile is a partition of a slice, contrast, set and series; series that took over from one another are one. A time
-    is a repetition and phase, of which a sliding window may give several images. `tops` are white by encoding space,
-    in units of signal.
+    is a repetition and phase, of which a sliding window, or counters that begin anew, may give several images. `tops`
+    are white by encoding space, in units of signal.
     """
 
     times: dict[_Time, dict[_Tile, ismrmrd.Image]]
@@ -66,7 +66,7 @@ class Film:
         if len(times) < 2:
             raise NoVideo("there is one frame only, which makes no video")
         return cls(
-            times=dict(sorted(times.items())),
+            times=dict(times),
             tiles=tuple(sorted({tile for shown in times.values() for tile in shown})),
             tops={space: float(np.percentile(ends, _BRIGHT_FRAMES)) or 1.0 for space, ends in bright.items()},
         )

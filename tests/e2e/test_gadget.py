@@ -324,6 +324,15 @@ def test_a_scan_without_images_ends_with_close(scan: SimulatedScan, readouts: in
     assert answers(beginning(scan), one_by_one(scan.acquisitions[:readouts]), serialise(Close())) == [Close()]
 
 
+def test_a_prior_of_an_earlier_scan_is_not_passed_over_in_silence(
+    scan: SimulatedScan, caplog: pytest.LogCaptureFixture
+) -> None:
+    properties = {"live": "true", "prior": PATIENT}
+    assert answers(beginning(scan, properties), serialise(Close())) == [Close()]
+    assert "known to a server only" in caplog.text
+    assert PATIENT not in caplog.text
+
+
 # What is wrong.
 
 

@@ -116,15 +116,12 @@ def test_slices_that_take_turns_have_a_prior_each(server: RunningServer) -> None
 
 
 def test_a_new_prior_is_made_on_command(server: RunningServer, needle: Intervention) -> None:
-    with server.connect() as connection:
-        parts: list[Message] = [asked(), Header(needle.header), *needle.acquisitions(0), *needle.acquisitions(1)]
-        connection.sendall(b"".join(map(serialise, parts)))
-        command = Text('{"parameters": {"new_prior": "true"}}')
-        # Not before the first images are there: frames that wait are told by whichever prior there is then.
-        heard = read_images(connection, count=2)
-        rest: list[Message] = [command, *needle.acquisitions(2), *needle.acquisitions(3), Close()]
-        connection.sendall(b"".join(map(serialise, rest)))
-        heard += server.hear(connection)
+    command = Text('{"parameters": {"new_prior": "true"}}')
+    # At once: frames that still wait when the command comes are told by the prior from before.
+    frames = [needle.acquisitions(frame) for frame in range(4)]
+    heard = server.answers(
+        asked(), Header(needle.header), *frames[0], *frames[1], command, *frames[2], *frames[3], Close()
+    )
     images = [answer for answer in heard if isinstance(answer, Image)]
     assert any("new prior" in text for text in told(heard, "INFO"))
     sources = [image.meta["inrecon_prior"] for image in images]

@@ -51,6 +51,15 @@ def replay(raw: Path, *arguments: str, code: int = 0) -> list[ismrmrd.Image]:
         return list(file["images"]["image_1"].images)
 
 
+def test_a_prior_of_an_earlier_scan_is_not_passed_over_in_silence(
+    raw: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replay(raw, "--config", '{"parameters": {"config": "inr_imri", "method": "zero_filled", "prior": "patient 1"}}')
+    told = capsys.readouterr().err
+    assert "known to a server only" in told
+    assert "patient 1" not in told
+
+
 def meta_but_times(image: ismrmrd.Image) -> dict[str, object]:
     return {name: value for name, value in image.meta.items() if "seconds" not in name}
 

@@ -581,6 +581,21 @@ class TestWindow:
             own, _ = run(parts[s], live=Live(window=8, step=4))
             assert_same([frame for frame in frames if frame.key.slice == s], own)
 
+    def test_no_frame_is_of_readouts_before_and_after_the_slice_moved(self):
+        readouts = self.interleaved(range(12))
+        for n, one in enumerate(readouts):
+            one.position[:] = (0.1 * (n % 3), 0, 5.0 if n >= 20 else 0)
+            one.read_dir[:] = (float("nan"), 0, 0)
+        accumulator = LiveAccumulator(parsed(), live=Live(window=8, step=4))
+        given_at = [(n, frame) for n, one in enumerate(readouts) for frame in accumulator.add(one)]
+        lines = {n: lines_of(frame) for n, frame in given_at}
+        assert not any(20 <= n < 27 for n in lines)
+        assert [n for n in lines if n >= 27]
+        for n, frame in given_at:
+            held = {one.idx.kspace_encode_step_1: one.data for one in readouts[max(0, n - 7) : n + 1]}
+            if n >= 27:
+                np.testing.assert_array_equal(frame.imaging.kspace, np.stack([held[at] for at in lines[n]], 1))
+
     def test_what_a_window_holds_is_given_back(self):
         size = 32 * (COILS * 8 + 4)
         memory = Memory((8 + 8 + LINES) * size)

@@ -58,6 +58,14 @@ def test_a_series_that_took_over_goes_on_in_the_same_greys() -> None:
     assert np.array_equal(shown[0], shown[1])
 
 
+def test_frames_come_in_the_order_of_their_arrival_however_they_are_counted() -> None:
+    levels = {65534: 0.25, 65535: 0.5, 0: 0.75, 1: 1.0}
+    shown = of([image(level, repetition=n) for n, level in levels.items()])
+    np.testing.assert_allclose(shown[:, 0, 0] / 255, list(levels.values()), atol=0.1)
+    begun_anew = of([image(0.2 * (n + 1), repetition=n % 3) for n in range(5)])
+    assert (np.diff(begun_anew[:, 0, 0].astype(int)) > 0).all()
+
+
 def test_each_slice_contrast_and_comparison_is_a_tile_that_stays_until_its_next() -> None:
     first = [image(1.0 + n, slice=n, repetition=0) for n in (1, 0)]
     later = [image(1.5, slice=0, repetition=1), image(2.0, slice=0, repetition=1, image_series_index=10_001)]

@@ -14,12 +14,34 @@ TURNED = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Position of the centre; directions of readout, phase and slice one after the other; encoded matrix and field of
-    view ``(x, y, z)``."""
+class Pose:
+    """Position of the centre; directions of readout, phase and slice one after the other."""
 
-    position_mm: tuple[float, float, float]
+    position_mm: tuple[float, ...]
     directions: tuple[float, ...]
+
+    @classmethod
+    def of(cls, head: ismrmrd.AcquisitionHeader | ismrmrd.Acquisition) -> Pose:
+        """That of a readout."""
+        return cls(position_mm=tuple(head.position), directions=(*head.read_dir, *head.phase_dir, *head.slice_dir))
+
+    def is_near(self, other: Pose) -> bool:
+        """Whether both are the same but for half a millimetre and a milliradian, as headers are rounded.
+
+        What is not a number is near to what is none either: a header that lacks a direction lacks it throughout.
+        """
+        # The first test is the fast one, and windows ask at every readout.
+        return self == other or (
+            np.allclose(self.position_mm, other.position_mm, rtol=0, atol=MOVED_MM, equal_nan=True)
+            and np.allclose(self.directions, other.directions, rtol=0, atol=TURNED, equal_nan=True)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """The pose, and the encoded matrix and field of view ``(x, y, z)``."""
+
+    pose: Pose
     matrix: tuple[int, int, int]
     fov_mm: tuple[float, float, float]
 
@@ -28,17 +50,8 @@ class Place:
         """That of `raw`."""
         head = ismrmrd.AcquisitionHeader.from_buffer_copy(raw.reference)
         geometry = raw.geometry
-        return cls(
-            position_mm=tuple(head.position),
-            directions=(*head.read_dir, *head.phase_dir, *head.slice_dir),
-            matrix=geometry.encoded_matrix,
-            fov_mm=geometry.encoded_fov_mm,
-        )
+        return cls(pose=Pose.of(head), matrix=geometry.encoded_matrix, fov_mm=geometry.encoded_fov_mm)
 
     def is_near(self, other: Place) -> bool:
-        """Whether both are the same but for half a millimetre and a milliradian, as headers are rounded."""
-        return (
-            (self.matrix, self.fov_mm) == (other.matrix, other.fov_mm)
-            and np.allclose(self.position_mm, other.position_mm, rtol=0, atol=MOVED_MM)
-            and np.allclose(self.directions, other.directions, rtol=0, atol=TURNED)
-        )
+        """Whether both are the same, but for what a pose may differ by."""
+        return (self.matrix, self.fov_mm) == (other.matrix, other.fov_mm) and self.pose.is_near(other.pose)

@@ -5,13 +5,14 @@ from collections import deque
 from inrecon.acquire.buffers import Budget, Line
 from inrecon.acquire.intake import Imaging
 from inrecon.acquire.pending import OpenFrame
+from inrecon.acquire.place import Pose
 from inrecon.frame import Key
 
 
 class Window:
     """The last `size` readouts of a slice, of which a frame is `due` after every `step` of them.
 
-    A window with fewer readouts is never due.
+    A window with fewer readouts is never due. All are of one pose: those before the slice moved are given up.
     """
 
     def __init__(self, *, size: int, step: int, budget: Budget) -> None:
@@ -19,11 +20,16 @@ class Window:
         self._step = step
         self._budget = budget
         self._held: deque[Imaging] = deque()
+        self._pose: Pose | None = None
         self._since = 0
 
     def add(self, imaging: Imaging) -> None:
         """Take a readout, which the oldest makes room for; raises `InvalidFrame` if the memory budget is spent."""
-        while len(self._held) >= self._size:
+        pose = Pose.of(imaging.acquisition)
+        has_moved = self._pose is None or not pose.is_near(self._pose)
+        if has_moved:
+            self._pose = pose
+        while self._held and (has_moved or len(self._held) >= self._size):
             self._budget.give_back(self._held.popleft().size)
         self._budget.take(imaging.size)
         self._held.append(imaging)
