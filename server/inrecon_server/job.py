@@ -38,7 +38,7 @@ class Progress:
     `hyperparameters` is a pickled `HyperparameterFiles`, which the front cannot open without torch; None before
     the first job has read the files. `tuned` are the encoding spaces for which inline tuning has had its time. `priors`
     are what frames of a stream are compared with, by key with repetition 0, in a form that the worker alone reads; of a
-    result, at least those that its job has made.
+    result, at least those that its job has made, and no bytes for one that is of no use any more.
     """
 
     series: SeriesBySpace = field(default_factory=dict)
