@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from inrecon.frame import Frame
-from inrecon.operators import CartesianSense, conjugate_gradient
+from inrecon.operators import CartesianSense, ColumnSense, conjugate_gradient
 
 # 256 MiB, 322 x 322 pixels. At 320 x 320 on a CPU, making the inverses takes what 100 solves save against conjugate
 # gradients, of the 300 in a fit, and it grows with the third power of the rows.
@@ -102,28 +102,13 @@ class IterativeSolver:
 
 
 class ColumnSolver:
-    """(A^H A + weight I)^-1 of whole lines: block diagonal, a matrix ``(rows, rows)`` for each image column, its rows
-    those of all sets of coil maps.
-
-    A block is the maps' product times the circulant kernel of the lines, ``sum_c conj(C[r]) C[r'] k[r - r']``. The
-    inverses are made once.
-    """
+    """(A^H A + weight I)^-1 of whole lines, column by column of the image; the inverses are made once."""
 
     def __init__(self, operator: CartesianSense, *, weight: float) -> None:
-        rows, _ = operator.grid
-        steps = torch.arange(rows, device=operator.csm.device)
-        kernel = torch.fft.ifft(torch.fft.ifftshift(operator.mask[:, 0]).float())
-        circulant = kernel[(steps[:, None] - steps) % rows].repeat(operator.sets, operator.sets)
-        # In pieces, for the factors on the way are as large as the inverses.
-        pieces = operator.csm.movedim((-1, -3), (0, -1)).flatten(1, -2).split(32)
-        self._inverses = torch.cat([_inverse(maps.conj() @ maps.mT * circulant, weight) for maps in pieces])
+        self._operator = ColumnSense.of(operator)
+        self._weight = weight
+        self._inverses = self._operator.inverses(weight)
 
     def __call__(self, right_hand_side: torch.Tensor) -> torch.Tensor:
         """An image for an image."""
-        columns = right_hand_side.flatten(0, -2).T[:, :, None]
-        return (self._inverses @ columns)[:, :, 0].T.reshape(right_hand_side.shape)
-
-
-def _inverse(gram: torch.Tensor, weight: float) -> torch.Tensor:
-    gram.diagonal(dim1=1, dim2=2).add_(weight)
-    return torch.cholesky_inverse(torch.linalg.cholesky(gram))
+        return self._operator.solve(self._inverses, right_hand_side, weight=self._weight)

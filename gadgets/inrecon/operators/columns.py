@@ -8,6 +8,9 @@ import torch
 
 from inrecon.operators.cartesian import CartesianSense, Offset
 
+PIECE = 32
+"""How many columns are inverted at a time."""
+
 
 class ColumnSense(CartesianSense):
     """`CartesianSense` with readouts in image space: their unitary transform is done once, in `arrange`.
@@ -70,7 +73,10 @@ class ColumnSense(CartesianSense):
         The Fourier part is a Gram matrix of sampled waves, the same for all coils; the maps' part, a correlation of
         rows, is the same for all samples; this is their elementwise product.
         """
-        rows, (down, across) = self.grid[0], self.box
+        return self._grams(self.box[1])
+
+    def _grams(self, across: slice) -> torch.Tensor:
+        rows, down = self.grid[0], self.box[0]
         place = torch.arange(rows, device=self.csm.device)[down]
         angle = torch.outer(self._lines, place) % rows * (-2 * torch.pi / rows)
         waves = torch.polar(torch.full_like(angle, rows**-0.5), angle).to(self.csm.dtype)
@@ -83,20 +89,30 @@ class ColumnSense(CartesianSense):
     def by_columns(self, matrices: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
         """`matrices` ``(columns, n, n)`` of the `box` times the columns of `images` ``(..., *domain_shape)``; zero
         beyond it."""
+        products = torch.zeros_like(images)
+        products[..., *self.box] = self._inside(matrices, images)
+        return products
+
+    def _inside(self, matrices: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        """The products of `by_columns` in the box."""
         inside = images[..., *self.box]
         stacked = inside.reshape(-1, matrices.shape[-1], inside.shape[-1])
-        products = torch.zeros_like(images)
-        products[..., *self.box] = torch.einsum("xyz,bzx->byx", matrices, stacked).reshape(inside.shape)
-        return products
+        return torch.einsum("xyz,bzx->byx", matrices, stacked).reshape(inside.shape)
 
     def inverses(self, weight: float) -> torch.Tensor:
         """(A^H A + weight)^-1 of each column of the `box`, ``(columns, n, n)``; beyond it, it is 1 / weight."""
-        grams = self.grams()
-        grams.diagonal(dim1=-2, dim2=-1).add_(weight)
-        return torch.cholesky_inverse(torch.linalg.cholesky(grams))
+        first, last = self.box[1].start, self.box[1].stop
+        # In pieces, for the factors on the way are as large as the inverses.
+        pieces = (self._grams(slice(at, min(at + PIECE, last))) for at in range(first, last, PIECE))
+        return torch.cat([_inverse(grams, weight) for grams in pieces])
 
     def solve(self, inverses: torch.Tensor, right_hand_side: torch.Tensor, *, weight: float) -> torch.Tensor:
         """(A^H A + weight)^-1 b, by the `inverses` of that weight."""
         solution = right_hand_side / weight
-        solution[..., *self.box] = self.by_columns(inverses, right_hand_side)[..., *self.box]
+        solution[..., *self.box] = self._inside(inverses, right_hand_side)
         return solution
+
+
+def _inverse(grams: torch.Tensor, weight: float) -> torch.Tensor:
+    grams.diagonal(dim1=-2, dim2=-1).add_(weight)
+    return torch.cholesky_inverse(torch.linalg.cholesky(grams))
