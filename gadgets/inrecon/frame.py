@@ -268,7 +268,7 @@ class Frame:
         if self.prior is not None and tuple(self.prior.shape) != self.operator.domain_shape:
             raise InvalidFrame(f"a prior {tuple(self.prior.shape)} for an operator on {self.operator.domain_shape}")
 
-    @property
+    @cached_property
     def training(self) -> Frame:
         """The frame without the samples that are held out."""
         if self.held_out is None:

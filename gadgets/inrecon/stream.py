@@ -37,14 +37,13 @@ from inrecon.frame import (
 from inrecon.hyperparams import HyperparameterFiles, Resolved
 from inrecon.image import to_image
 from inrecon.methods import Auto, CGSense, Method, hold_out
+from inrecon.methods.held_out import HELD_OUT
 from inrecon.methods.method import synchronise
 from inrecon.operators import CartesianSense
 
 Report = dict[str, Any]
 """The facts about one image by name, ready for JSON."""
 
-HELD_OUT = 0.05
-"""The part of the samples that judges a fit."""
 FIT_SHARE = 0.93
 """Of the time that is left when a fit begins, what is the fit's; the rest is for judging it and for the image."""
 COMPARED = "cg_sense"
@@ -216,7 +215,9 @@ def _frame(measurement: Measurement, index: int, *, maps: CoilMaps, scale: float
     return hold_out(frame, HELD_OUT, seed=0)
 
 
-def as_acquired(measurement: Measurement, csm: torch.Tensor, image: torch.Tensor, *, scale: float) -> torch.Tensor:
+def as_acquired(
+    measurement: Measurement, csm: torch.Tensor, image: torch.Tensor, *, scale: float = 1.0
+) -> torch.Tensor:
     """`image` times `scale`, of the measurement's scale, as `combined`, in the units of the coils as acquired."""
     return combined(measurement, csm, image) * (scale * measurement.scale)
 

@@ -15,8 +15,8 @@ from inrecon.calibrate import widened
 from inrecon.condition import Conditioning, conditioned
 from inrecon.frame import CoilMaps, Complex, Frame, Measurement, RawFrame, Readouts, Reconstruction
 from inrecon.methods import CGSense, ResidualTV, hold_out
+from inrecon.methods.held_out import HELD_OUT
 from inrecon.methods.method import or_error
-from inrecon.methods.residual import HELD_OUT
 from inrecon.operators import ColumnSense
 
 MARGIN = 0.03

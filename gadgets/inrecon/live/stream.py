@@ -80,8 +80,8 @@ class Stream:
         csm = frame.maps.csm
         linear = CGSense().fit(frame).image if request.compare else None
         solved = stream.Solved(
-            image=stream.as_acquired(measurement, csm, fit.image, scale=1.0),
-            linear=None if linear is None else stream.as_acquired(measurement, csm, linear, scale=1.0),
+            image=stream.as_acquired(measurement, csm, fit.image),
+            linear=None if linear is None else stream.as_acquired(measurement, csm, linear),
             reconstruction=fit,
             maps=frame.maps,
             fallbacks=followed.fallbacks,

@@ -6,6 +6,8 @@ import torch
 
 from inrecon.frame import Frame
 
+HELD_OUT = 0.05
+"""The part of the samples that judges a fit."""
 STRETCH = 16
 CENTRE = 2
 FEWEST = 16

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from functools import cached_property
 from typing import ClassVar
@@ -19,12 +19,11 @@ from inrecon.deadline import DEADLINE, time_left
 from inrecon.errors import FitDiverged
 from inrecon.frame import CoilMaps, Frame, Reconstruction
 from inrecon.methods.displacement import Displacement
-from inrecon.methods.held_out import hold_out
+from inrecon.methods.held_out import HELD_OUT, hold_out
 from inrecon.methods.method import Method, announced, bounded, methods, tunable
 from inrecon.methods.total_variation import differences, differences_adjoint
 from inrecon.operators import ColumnSense
 
-HELD_OUT = 0.05
 PREPARED_BYTES = 512 << 20
 """How much of what depends on patterns of samples alone is kept in a process, the least recently used of it going."""
 UNKNOWN_NOISE = 0.01
@@ -153,7 +152,7 @@ class Tracker:
     def _base(self, seen: Prepared, frame: Frame) -> torch.Tensor:
         """The prior as it would look now."""
         if self._prior is None:
-            return torch.zeros(frame.operator.domain_shape, dtype=frame.kspace.dtype, device=frame.kspace.device)
+            return nothing(frame)
         if self._displacement is None:
             return self._prior
         known = frame.training.kspace - seen.operator.forward(self._difference.image)
@@ -183,10 +182,16 @@ def columnwise(frame: Frame) -> Frame:
     return hold_out(frame, HELD_OUT, seed=0) if judged else frame
 
 
-class Difference:
+def nothing(frame: Frame) -> torch.Tensor:
+    """An image of zeros."""
+    return torch.zeros(frame.operator.domain_shape, dtype=frame.kspace.dtype, device=frame.kspace.device)
+
+
+class Difference(ABC):
     """The part of an image that its prior does not have, from frame to frame; `image` is the last one."""
 
-    image: torch.Tensor
+    def __init__(self, frame: Frame) -> None:
+        self.image = nothing(frame)
 
     @abstractmethod
     def fit(self, frame: Frame, base: torch.Tensor, *, seen: Problem, everything: Problem) -> Reconstruction:
@@ -233,8 +238,8 @@ class ResidualTikhonov(ResidualMethod):
 
 class _TikhonovDifference(Difference):
     def __init__(self, weight: float, frame: Frame) -> None:
+        super().__init__(frame)
         self._weight = weight
-        self.image = torch.zeros(frame.operator.domain_shape, dtype=frame.kspace.dtype, device=frame.kspace.device)
 
     def fit(self, frame: Frame, base: torch.Tensor, *, seen: Problem, everything: Problem) -> Reconstruction:
         trial, image = (
@@ -266,8 +271,8 @@ class TVDifference(Difference):
     """The difference of least total variation."""
 
     def __init__(self, method: ResidualTV, frame: Frame) -> None:
+        super().__init__(frame)
         self._method = method
-        self.image = torch.zeros(frame.operator.domain_shape, dtype=frame.kspace.dtype, device=frame.kspace.device)
         self._dual = differences(self.image)
 
     def fit(self, frame: Frame, base: torch.Tensor, *, seen: Problem, everything: Problem) -> Reconstruction:
@@ -298,12 +303,12 @@ class TVDifference(Difference):
 
 def _clipped(field: torch.Tensor, weight: float) -> torch.Tensor:
     """Each vector of `field` ``(2, ...)`` with a length of at most `weight`."""
-    return field / (lengths(field) / weight).clamp(min=1)
+    return field / (energies(field).sqrt() / weight).clamp(min=1)
 
 
-def lengths(field: torch.Tensor) -> torch.Tensor:
-    """Of each vector of `field` ``(2, ...)``: several times faster than the norm of complex numbers."""
-    return torch.view_as_real(field).square().sum((0, -1)).sqrt()
+def energies(field: torch.Tensor) -> torch.Tensor:
+    """Squared length of each vector of `field` ``(2, ...)``: several times faster than the norm of complex numbers."""
+    return torch.view_as_real(field).square().sum((0, -1))
 
 
 def _judged(frame: Frame, result: Reconstruction) -> Reconstruction:

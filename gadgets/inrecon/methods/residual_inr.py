@@ -13,7 +13,7 @@ from inrecon.frame import Frame, Reconstruction
 from inrecon.methods.auto import convex_weights
 from inrecon.methods.method import bounded, methods, tunable
 from inrecon.methods.network import Grid, NetworkSettings, build_network, surrounded
-from inrecon.methods.residual import FULL_SHARE, Difference, Problem, ResidualTV, TVDifference
+from inrecon.methods.residual import FULL_SHARE, Difference, Problem, ResidualTV, TVDifference, energies
 from inrecon.methods.total_variation import differences
 
 AVERAGING = 0.85
@@ -56,9 +56,9 @@ class ResidualINR(ResidualTV):
 
 class _NetworkDifference(Difference):
     def __init__(self, method: ResidualINR, frame: Frame) -> None:
+        super().__init__(frame)
         self._method = method
         self._classical = TVDifference(method, frame)
-        self.image = self._classical.image
         largest = frame.operator.adjoint(frame.kspace) if frame.prior is None else frame.prior
         self._unit = UNIT * float(largest.abs().max()) or 1.0
         encoder = EncoderSettings(
@@ -130,7 +130,7 @@ class _NetworkDifference(Difference):
         with torch.no_grad():
             error = problem.operator.forward(correction) - problem.missing
             gradient = problem.operator.adjoint(error)
-        jumps = torch.view_as_real(differences(difference + correction)).square().sum((0, -1))
+        jumps = energies(differences(difference + correction))
         variation = (jumps + (ROUNDING * self._unit) ** 2).sqrt().sum()
         penalty = self._method.network_tv * self._method.tv_weight * problem.noise * variation
         pull = (torch.view_as_real(correction) * torch.view_as_real(gradient)).sum()
