@@ -7,8 +7,7 @@ import ismrmrd
 from inrecon.acquire.buffers import Memory
 from inrecon.acquire.intake import Imaging, Intake, key_of
 from inrecon.acquire.kept_noise import NOT_AT_HAND
-from inrecon.acquire.pending import History, OpenFrame
-from inrecon.acquire.readout import ENDS, LAST_IN_MEASUREMENT, LAST_IN_REPETITION, LAST_IN_SLICE
+from inrecon.acquire.pending import Flags, History, OpenFrame
 from inrecon.acquire.scan import FRAME_BYTES_LIMIT, Encoding, Scan
 from inrecon.acquire.summary import Summary
 from inrecon.frame import Key, Noise, RawFrame
@@ -53,7 +52,7 @@ class Accumulator:
         self._open: dict[Key, OpenFrame] = {}
         self._current: Key | None = None
         self._history = History()
-        self._averages: dict[int, int] = {}
+        self._flags = Flags(self._intake.calibration)
 
     @property
     def noise(self) -> Noise | None:
@@ -69,8 +68,8 @@ class Accumulator:
         """
         imaging = self._intake.take(acquisition)
         done = [] if imaging is None else self._add_line(imaging)
-        flagged = self._flagged(int(acquisition.flags), key_of(acquisition), average=acquisition.idx.average)
-        return done + self._end(flagged)
+        flags, average = int(acquisition.flags), acquisition.idx.average
+        return done + self._end(self._flags.end(flags, key_of(acquisition), average=average, frames=self._open.items()))
 
     def finish(self) -> list[RawFrame]:
         """End of the stream: the frames that no flag ended."""
@@ -99,7 +98,7 @@ class Accumulator:
     def _begin(self, key: Key, encoding: Encoding, *, average: int) -> OpenFrame:
         follows = self._history.follows(key)
         if follows and average:
-            self._averages[key.encoding_space] = max(self._averages.get(key.encoding_space, 1), average + 1)
+            self._flags.note_average(key, average)
             self._intake.warn(
                 "averages",
                 "averages came after their frame had ended and become images of their own; encodingLimits in the "
@@ -117,33 +116,9 @@ class Accumulator:
         for other, frame in self._open.items():
             if other.repetition < key.repetition or (other == key and frame.flagged):
                 ended.append(other)
-            elif other == self._current != key and not self._waits(other, frame):
+            elif other == self._current != key and not self._flags.waits(other, frame):
                 ended += [other] if frame.is_full or self._history.repeated(other, frame) else []
         return ended
-
-    def _flagged(self, flags: int, key: Key, *, average: int) -> list[Key]:
-        """Keys of the open frames that the flags of a readout, of any kind, end; marks those that now wait."""
-        if not flags & ENDS:
-            return []
-        ended = []
-        for other, frame in self._open.items():
-            averages = max(frame.encoding.averages or 1, self._averages.get(other.encoding_space, 1))
-            own_slice = (other.slice, other.encoding_space) == (key.slice, key.encoding_space)
-            if (
-                flags & LAST_IN_MEASUREMENT
-                or (flags & LAST_IN_REPETITION and other.repetition == key.repetition)
-                or (flags & LAST_IN_SLICE and other == key and average + 1 >= averages)
-                or (own_slice and frame.flagged)
-            ):
-                waits = not flags & LAST_IN_MEASUREMENT and self._waits(other, frame)
-                frame.flagged |= other == key or waits
-                ended += [] if waits else [other]
-        return ended
-
-    def _waits(self, key: Key, frame: OpenFrame) -> bool:
-        """Whether a frame that could end should wait for the calibration of its slice."""
-        apart = frame.encoding.calibrates_apart
-        return apart and not self._intake.calibration.serves(key) and not self._history.imaged(key)
 
     def _end(self, keys: Iterable[Key]) -> list[RawFrame]:
         done = []
@@ -158,6 +133,7 @@ class Accumulator:
                     count=frame.lines.readouts,
                 )
             else:
+                self._flags.note_imaged(key)
                 done.append(self._intake.raw_frame(key, frame))
                 self._intake.taken["frames"] += 1
             frame.lines.release()

@@ -9,8 +9,8 @@ from inrecon.acquire.buffers import Memory
 from inrecon.acquire.intake import Imaging, Intake, key_of
 from inrecon.acquire.kept_noise import NOT_AT_HAND
 from inrecon.acquire.live_slice import LiveSlice
-from inrecon.acquire.pending import OpenFrame
-from inrecon.acquire.readout import ENDS, LAST_IN_MEASUREMENT, LAST_IN_REPETITION, LAST_IN_SLICE, NOISE
+from inrecon.acquire.pending import Flags, OpenFrame
+from inrecon.acquire.readout import ENDS, NOISE
 from inrecon.acquire.scan import FRAME_BYTES_LIMIT, Encoding, Scan
 from inrecon.acquire.summary import Summary
 from inrecon.acquire.window import Window
@@ -62,8 +62,7 @@ class LiveAccumulator:
         self._intake = Intake(scan, kept_noise=kept_noise, limit_bytes=limit_bytes, memory=memory)
         self._slices: dict[Key, LiveSlice] = {}
         self._current: Key | None = None
-        self._imaged: set[tuple[int, int]] = set()
-        self._averages: dict[int, int] = {}
+        self._flags = Flags(self._intake.calibration)
         self._begun = False
         self._counts = False
 
@@ -173,7 +172,7 @@ class LiveAccumulator:
         if before is None or before == of:
             return []
         state = self._slices[before]
-        waits = state.frame is not None and self._waits(before, state.frame)
+        waits = state.frame is not None and self._flags.waits(before, state.frame)
         return self._end(before) if state.is_complete and not state.ends_by_flags and not waits else []
 
     def _begin(self, key: Key) -> list[RawFrame]:
@@ -203,7 +202,7 @@ class LiveAccumulator:
         state = self._slices[of]
         average = imaging.acquisition.idx.average
         if state.ended and state.frame is None and average:
-            self._averages[key.encoding_space] = max(self._averages.get(key.encoding_space, 1), average + 1)
+            self._flags.note_average(key, average)
         if self._counts and (state.ended if state.frame is None else state.frame.flagged):
             self._leave_out("after the end of their frame", key, "what comes again, or after its end, is left out")
             return []
@@ -218,7 +217,7 @@ class LiveAccumulator:
         flags = int(imaging.acquisition.flags) if ends else 0
         ended = self._flagged(flags, key, average=average)
         if state.frame is not None and state.frame.is_full and not state.ends_by_flags:
-            ended += [] if self._waits(of, state.frame) else self._end(of)
+            ended += [] if self._flags.waits(of, state.frame) else self._end(of)
         return [*done, *ended, *self._windowed(key)]
 
     def _collect(self, imaging: Imaging) -> bool:
@@ -252,33 +251,18 @@ class LiveAccumulator:
         return True
 
     def _flagged(self, flags: int, key: Key, *, average: int) -> list[RawFrame]:
-        """The frames that the flags of a readout, of any kind, end; marks those that now wait."""
-        if not flags & ENDS:
+        """The frames that the flags of a readout, of any kind, end."""
+        if not flags & ENDS:  # nearly all: not one of many slices is looked at
             return []
-        ended = []
-        for of, state in self._slices.items():
-            frame = state.frame
-            if frame is None or state.repetition is None:
-                continue
-            own = of == key.of_any_repetition and state.repetition == key.repetition
-            averages = max(frame.encoding.averages or 1, self._averages.get(of.encoding_space, 1))
-            own_slice = (of.slice, of.encoding_space) == (key.slice, key.encoding_space)
-            if (
-                flags & LAST_IN_MEASUREMENT
-                or (flags & LAST_IN_REPETITION and state.repetition == key.repetition)
-                or (flags & LAST_IN_SLICE and own and average + 1 >= averages)
-                or (own_slice and frame.flagged)
-            ):
-                waits = not flags & LAST_IN_MEASUREMENT and self._waits(of, frame)
-                frame.flagged |= own or waits
-                state.ends_by_flags |= own
-                ended += [] if waits else [of]
-        return [frame for of in sorted(ended) for frame in self._end(of)]
-
-    def _waits(self, key: Key, frame: OpenFrame) -> bool:
-        """Whether a frame that could end should wait for the calibration of its slice."""
-        imaged = (key.slice, key.encoding_space) in self._imaged
-        return frame.encoding.calibrates_apart and not imaged and not self._intake.calibration.serves(key)
+        frames = [
+            (replace(of, repetition=state.repetition), state.frame)
+            for of, state in self._slices.items()
+            if state.frame is not None and state.repetition is not None
+        ]
+        ended = self._flags.end(flags, key, average=average, frames=frames)
+        for other, frame in frames:
+            self._slices[other.of_any_repetition].ends_by_flags |= other == key and frame.flagged
+        return [frame for of in sorted(other.of_any_repetition for other in ended) for frame in self._end(of)]
 
     def _end(self, of: Key) -> list[RawFrame]:
         """End the frame of a slice; gives it, if it is wanted and can be made."""
@@ -294,7 +278,7 @@ class LiveAccumulator:
             self._leave_out("after the end of their frame", key, text, count=frame.lines.readouts)
             frame.lines.release()
             return []
-        self._imaged.add((of.slice, of.encoding_space))
+        self._flags.note_imaged(of)
         usual = state.usual
         if state.lacking(lines):
             self._tell(key, f"{lines} of {usual} lines came")

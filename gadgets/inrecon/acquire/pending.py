@@ -1,11 +1,12 @@
 """Frames that wait for their end, and what those that have ended tell of them."""
 
 from collections import Counter
+from collections.abc import Iterable
 
 import ismrmrd
 
-from inrecon.acquire.buffers import Budget, Line, LineBuffer
-from inrecon.acquire.readout import Placed, dwell_us
+from inrecon.acquire.buffers import Budget, CalibrationStore, Line, LineBuffer
+from inrecon.acquire.readout import ENDS, LAST_IN_MEASUREMENT, LAST_IN_REPETITION, LAST_IN_SLICE, Placed, dwell_us
 from inrecon.acquire.scan import Encoding
 from inrecon.frame import Key
 
@@ -56,22 +57,62 @@ class OpenFrame:
         )
 
 
+class Flags:
+    """What flags on readouts say of the ends of frames, in all slices alike.
+
+    Where calibration is a scan of its own, a frame that could end waits for it, unless one of its slice has not waited
+    before.
+    """
+
+    def __init__(self, calibration: CalibrationStore) -> None:
+        self._calibration = calibration
+        self._averages: dict[int, int] = {}
+        self._imaged: set[tuple[int, int]] = set()
+
+    def note_average(self, key: Key, average: int) -> None:
+        """An average has come after the end of its frame: frames after it wait for as many."""
+        self._averages[key.encoding_space] = max(self._averages.get(key.encoding_space, 1), average + 1)
+
+    def note_imaged(self, key: Key) -> None:
+        """A frame of this slice has ended."""
+        self._imaged.add(_slice_of(key))
+
+    def end(self, flags: int, key: Key, *, average: int, frames: Iterable[tuple[Key, OpenFrame]]) -> list[Key]:
+        """Keys of those of the open `frames` that the `flags` of a readout of `key`, of any kind, end; marks those that
+        now wait."""
+        if not flags & ENDS:
+            return []
+        ended = []
+        for other, frame in frames:
+            averages = max(frame.encoding.averages or 1, self._averages.get(other.encoding_space, 1))
+            if (
+                flags & LAST_IN_MEASUREMENT
+                or (flags & LAST_IN_REPETITION and other.repetition == key.repetition)
+                or (flags & LAST_IN_SLICE and other == key and average + 1 >= averages)
+                or (frame.flagged and _slice_of(other) == _slice_of(key))
+            ):
+                waits = not flags & LAST_IN_MEASUREMENT and self.waits(other, frame)
+                frame.flagged |= other == key or waits
+                ended += [] if waits else [other]
+        return ended
+
+    def waits(self, key: Key, frame: OpenFrame) -> bool:
+        """Whether a frame that could end should wait for the calibration of its slice."""
+        apart = frame.encoding.calibrates_apart
+        return apart and _slice_of(key) not in self._imaged and not self._calibration.serves(key)
+
+
 class History:
     """Frames that have ended, by their counters but the repetition."""
 
     def __init__(self) -> None:
         self._latest: dict[Key, tuple[int, int]] = {}
         self._unflagged: dict[Key, Counter[Line]] = {}
-        self._slices: set[tuple[int, int]] = set()
 
     def follows(self, key: Key) -> int:
         """Lines of the latest frame if `key` is not of a later repetition, else 0."""
         repetition, lines = self._latest.get(key.of_any_repetition, (-1, 0))
         return lines if key.repetition <= repetition else 0
-
-    def imaged(self, key: Key) -> bool:
-        """Whether a frame of the slice and encoding space has ended."""
-        return (key.slice, key.encoding_space) in self._slices
 
     def repeated(self, key: Key, frame: OpenFrame) -> bool:
         """Whether `frame` holds all that any earlier one did whose end no flag told; False if there was none."""
@@ -91,7 +132,10 @@ class History:
             self._latest[of_any_repetition] = latest, len(frame.lines)
             return
         self._latest[of_any_repetition] = key.repetition, len(frame.lines)
-        self._slices.add((key.slice, key.encoding_space))
         if not frame.flagged:
             before = self._unflagged.get(of_any_repetition, Counter())
             self._unflagged[of_any_repetition] = before | frame.lines.repeats
+
+
+def _slice_of(key: Key) -> tuple[int, int]:
+    return key.slice, key.encoding_space
