@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -41,9 +42,17 @@ class News:
         self._clock = clock
         self._since = clock()
         self._told = self._untold = 0
+        self._one_at_a_time = threading.Lock()
 
-    def of(self, notice: Notice) -> Iterator[Notice]:
-        """`notice`, if it is to be told; in place of the first warning too many, that there are more."""
+    def of(self, notice: Notice) -> list[Notice]:
+        """`notice`, if it is to be told; in place of the first warning too many, that there are more.
+
+        May be asked from any thread: what becomes of readouts and of images is told by two.
+        """
+        with self._one_at_a_time:
+            return list(self._of(notice))
+
+    def _of(self, notice: Notice) -> Iterator[Notice]:
         if notice.level != "WARNING":
             yield notice
             return

@@ -82,6 +82,13 @@ class WorkerProcess:
         result = await self._heard(self._answer, hang_s)
         return replace(result, progress=self._priors.received(job.stream, result.progress))
 
+    async def ends_its_job(self, within_s: float) -> bool:
+        """Whether a job that nobody waits for comes to its end within that time."""
+        if self._answer is None:
+            return True
+        done, _ = await asyncio.wait({self._answer}, timeout=within_s)
+        return bool(done) and self._answer.exception() is None
+
     def had_at(self, stream: str | None) -> float:
         """When it last got a frame of `stream`, of which it still knows; before all times if it does not."""
         return self._had_at.get(stream, -math.inf)

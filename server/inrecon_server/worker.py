@@ -23,6 +23,8 @@ from inrecon_server.process import OnBeat, WorkerLost, WorkerProcess
 log = logging.getLogger(__name__)
 
 STOP_S = 10.0
+ABANDONED_S = 5.0
+"""How long a process may go on with a frame of a stream that nobody waits for any more, before it is ended."""
 
 
 class Workers:
@@ -60,6 +62,7 @@ class Workers:
         self._free: list[WorkerProcess] = []
         self._waiting: list[tuple[int, int, asyncio.Future[WorkerProcess]]] = []
         self._order = itertools.count()
+        self._outlasting: set[asyncio.Task[None]] = set()
         self._retired = False
 
     @property
@@ -101,7 +104,8 @@ class Workers:
         """The result of `job`. If the process is lost to it, another one makes CG-SENSE's image instead, and the result
         says so; on the CPU, if that is lost as well.
 
-        Cancelling drops a job that waits for its turn; if it is running already, its process is ended and replaced.
+        Cancelling drops a job that waits for its turn; if it is running already, its process is ended and replaced. Not
+        so with a frame of a stream: it is soon at its end, and other streams may have what they need at that process.
         """
         lost = ""
         # A search that costs the process is not begun again with the next frame.
@@ -122,6 +126,7 @@ class Workers:
 
     async def _once(self, job: Job, *, priority: Priority, on_beat: OnBeat) -> JobResult:
         process = await self._turn(priority, job.stream)
+        is_outlasted = False
         try:
             if not await self._starts(process):  # nothing is lost but time
                 process = self._replaced(process)
@@ -132,12 +137,29 @@ class Workers:
                 with self._while_at_work(process.place):
                     return await process.run(job, hang_s=self._hang_s, on_beat=on_beat, paused=paused)
             except BaseException as error:
-                if not isinstance(error, WorkerLost):
-                    log.info("nobody waits any more for the frame at work: its process is ended")
-                process = self._replaced(process)
+                is_abandoned = not isinstance(error, WorkerLost)
+                is_outlasted = is_abandoned and job.stream is not None and not self._retired
+                if is_abandoned:
+                    then = "" if is_outlasted else ": its process is ended"
+                    log.info("nobody waits any more for the frame at work%s", then)
+                if is_outlasted:
+                    self._outlast(process)
+                else:
+                    process = self._replaced(process)
                 raise
         finally:
-            self._release(process)
+            if not is_outlasted:
+                self._release(process)
+
+    def _outlast(self, process: WorkerProcess) -> None:
+        """Have `process` come to the end of what it is at before it, or a new one in its place, has the next job."""
+
+        async def outlast() -> None:
+            is_free = await process.ends_its_job(ABANDONED_S)
+            self._release(process if is_free else self._replaced(process))
+
+        self._outlasting.add(task := asyncio.create_task(outlast()))
+        task.add_done_callback(self._outlasting.discard)
 
     @contextmanager
     def paused(self, place: str) -> Iterator[None]:

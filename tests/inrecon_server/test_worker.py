@@ -196,6 +196,50 @@ def test_a_running_job_that_is_cancelled_ends_at_once_and_the_next_is_served(job
     asyncio.run(scenario())
 
 
+def test_a_frame_of_a_stream_that_nobody_waits_for_costs_other_streams_no_process(job: Job, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        before = set(active_children())
+        async with running() as workers:
+            held = Held(job, tmp_path / "held")
+            abandoned = asyncio.create_task(workers.run(replace(held.job, stream="one")))
+            other_end = await held.at_work()
+            waiting = asyncio.create_task(workers.run(replace(job, stream="other")))
+            await asyncio.sleep(0)
+            process = only_child(before)
+            abandoned.cancel()
+            await asyncio.wait({abandoned})
+            assert abandoned.cancelled()
+            assert workers.queued == 1
+            held.finish(other_end)
+            async with asyncio.timeout(60):
+                assert (await waiting).images
+            assert process.is_alive()
+            assert workers.at_work == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_frame_of_a_stream_that_nobody_waits_for_has_an_end(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inrecon_server.worker.ABANDONED_S", 0.0)
+
+    async def scenario() -> None:
+        before = set(active_children())
+        async with running() as workers:
+            held = Held(job, tmp_path / "held")
+            abandoned = asyncio.create_task(workers.run(replace(held.job, stream="one")))
+            other_end = await held.at_work()
+            process = only_child(before)
+            abandoned.cancel()
+            async with asyncio.timeout(60):
+                assert (await workers.run(replace(job, stream="other"))).images
+            assert not process.is_alive()
+            os.close(other_end)
+
+    asyncio.run(scenario())
+
+
 def test_a_waiting_job_that_is_cancelled_disturbs_nobody(job: Job) -> None:
     async def scenario() -> None:
         before = set(active_children())
