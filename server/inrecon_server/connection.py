@@ -10,9 +10,8 @@ import logging
 import socket
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,24 +21,21 @@ from inrecon.frame import RawFrame, Request
 from inrecon_server.capture import Capture, ended_early, kept_as
 from inrecon_server.child import Beat
 from inrecon_server.frame_queue import FrameQueue, NewPrior
+from inrecon_server.inbox import Inbox, Silence
 from inrecon_server.job import Job, JobResult
 from inrecon_server.lanes import Lanes
 from inrecon_server.metrics import Metrics, Outcome
 from inrecon_server.notices import Notice
+from inrecon_server.outbox import Outbox
+from inrecon_server.patience import Patience
 from inrecon_server.protocol import (
     Acquisition,
     Close,
     DependencyQuery,
-    Header,
     Image,
-    Limits,
     Message,
-    Parser,
     ProtocolError,
     Response,
-    State,
-    TooLarge,
-    Truncated,
     Waveform,
     serialise,
 )
@@ -50,46 +46,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_READ_BYTES = 1 << 18
-_CLOSE = serialise(Close())
-_AFTER_CLOSE_S = 0.2
 _WATCH_S = 1.0
-_REFUSED_S = 2.0
-_IMAGE_BYTES = 128 << 20
-"""Of an image from a client, which only the configuration ``null`` takes."""
 _TCP_CLOSED = 7  # TCP_CLOSE of Linux' netinet/tcp.h, the first byte of TCP_INFO
-
-
-@dataclass(frozen=True, kw_only=True)
-class Patience:
-    """What a connection may cost.
-
-    `idle_s`: how long a peer may neither send nor take anything. `greeting_s`: how long it may take to send
-    configuration and header. `scan_s` and `scan_bytes`: how long it may send, and how much. `send_buffer_bytes`: how
-    much may wait for the client before its next frame is reconstructed.
-    `waiting_frames`: how many may wait for the worker before the socket is read on. After an error the client is heard
-    out for at most `discard_s` and `discard_bytes`, and where its messages cannot be told apart any more, until it is
-    silent for `silence_s`. `linger_s`: how long to wait for it to hang up. `progress_s`: after how long a client that
-    waits for an image is told how far that is. `captured_s`: how long CLOSE may wait for the end of the capture, so
-    that the client hears if that fails.
-    """
-
-    idle_s: float = 600.0
-    greeting_s: float = 60.0
-    scan_s: float = 86_400.0
-    scan_bytes: int = 1 << 40
-    send_buffer_bytes: int = 16 << 20
-    waiting_frames: int = 2
-    discard_s: float = 600.0
-    discard_bytes: int = 8 << 30
-    silence_s: float = 5.0
-    linger_s: float = 2.0
-    captured_s: float = 1.0
-    progress_s: float = 60.0
-
-    def cut_short(self) -> "Patience":
-        """The patience with a client that is not served."""
-        return replace(self, idle_s=min(self.idle_s, _REFUSED_S), discard_s=min(self.discard_s, _REFUSED_S))
 
 
 class Connection:
@@ -113,8 +71,9 @@ class Connection:
         viewers: "Viewers | None" = None,
     ) -> None:
         self._name = name
-        self._reader = reader
         self._writer = writer
+        self._inbox = Inbox(reader, patience=patience, metrics=metrics, capture=capture)
+        self._outbox = Outbox(writer, patience=patience)
         self._session = session
         self._workers = workers
         self._metrics = metrics
@@ -123,20 +82,12 @@ class Connection:
         self._capture = capture
         self._viewers = viewers
         self._frames = FrameQueue(size=patience.waiting_frames)
-        self._outgoing: asyncio.Queue[tuple[bytes, Callable[[], None]] | None] = asyncio.Queue(1)
-        self._started = time.monotonic()
-        self._received = 0
-        self._greeted = False
-        self._last_bytes = b""
         self._failed = False
-        self._discard_until = 0.0
-        self._discard_up_to = 0
         self._sender_ended = asyncio.Event()
-        self._said_all = False
 
     async def run(self) -> None:
         """Serve the client until both sides are done; whatever happens, a client that still listens gets CLOSE."""
-        outcome = Outcome.FAILED
+        outcome, started = Outcome.FAILED, time.monotonic()
         self._metrics.started.inc()
         self._metrics.active.inc()
         try:
@@ -158,8 +109,8 @@ class Connection:
             self._metrics.active.dec()
             self._metrics.ended.labels(self._session.configuration_name, outcome.value).inc()
             self._session.close()
-            seconds = time.monotonic() - self._started
-            log.info("%s: %s after %.1f s, %d bytes received", self._name, outcome.value, seconds, self._received)
+            seconds, received = time.monotonic() - started, self._inbox.received
+            log.info("%s: %s after %.1f s, %d bytes received", self._name, outcome.value, seconds, received)
 
     def _outcome(self) -> Outcome:
         """Of a connection that came to its end."""
@@ -172,12 +123,11 @@ class Connection:
     async def _serve(self) -> None:
         peer: socket.socket = self._writer.get_extra_info("socket")
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._writer.transport.set_write_buffer_limits(high=self._patience.send_buffer_bytes)
         async with asyncio.TaskGroup() as group:
             reading = group.create_task(self._read())
             group.create_task(self._reconstruct())
             watching = group.create_task(_watch(peer))
-            await self._write()
+            await self._outbox.write()
             watching.cancel()
             # Closing on unread input would reset the connection, and the client could lose our last words.
             await asyncio.wait({reading}, timeout=self._patience.linger_s)
@@ -188,48 +138,26 @@ class Connection:
         if self._refusal:
             await self._fail(self._refusal)
         try:
-            async for message in self._messages():
+            async for message in self._inbox.messages():
                 if not self._failed:
                     await self._step(message)
                 if self._capture is not None:
                     await self._keep(message, self._capture)
-        except TimeoutError:
+        except Silence as silence:
             if not self._failed:
-                patience = self._patience
-                silent = f"nothing came for {patience.idle_s:g} s, and no CLOSE"
-                late = f"no configuration and header came within {patience.greeting_s:g} s"
-                too_late = not self._greeted and time.monotonic() >= self._started + patience.greeting_s
-                await self._fail(f"{late if too_late else silent}: the scan is ended")
+                await self._fail(str(silence))
         except ProtocolError as error:
             await self._fail(str(error))
-            await self._discard()
+            await self._inbox.discard()
         if self._capture is not None:
             self._capture.end()
         await self._frames.end()
-        while await self._reader.read(_READ_BYTES):
-            pass
+        await self._inbox.until_the_end()
         self._sender_ended.set()
-
-    async def _messages(self) -> AsyncIterator[Message]:
-        """The client's messages, CLOSE the last; raises `ProtocolError` where they make no sense or end without it."""
-        parser = Parser(Limits(image=_IMAGE_BYTES))
-        while data := await self._bytes():
-            if self._capture is not None:
-                self._capture.feed(data)
-            for message in parser.feed(data):
-                self._greeted = self._greeted or isinstance(message, Header)
-                yield message
-            if parser.state is State.CLOSED:
-                return
-        if self._failed:
-            return  # it was heard out for long enough
-        parser.end()
-        if self._received:
-            raise Truncated("the connection ended without CLOSE: frames that were not complete are dropped")
 
     async def _keep(self, message: Message, capture: Capture) -> None:
         """Begin the capture once it is known that this session is to be kept, or forget it; tell if it has failed."""
-        if self._greeted and (capture.always or self._session.saves_only):
+        if self._inbox.greeted and (capture.always or self._session.saves_only):
             capture.begin()
         elif isinstance(message, Acquisition | Waveform | Image):
             capture.end()
@@ -266,7 +194,7 @@ class Connection:
                     case Notice():
                         await self._say(step)
                     case Response() | DependencyQuery():
-                        await self._send(serialise(step))
+                        await self._outbox.put(serialise(step))
         except InreconError as error:
             await self._fail(str(error))
 
@@ -282,54 +210,16 @@ class Connection:
             while (later := await asyncio.to_thread(next, steps, None)) is not None:
                 yield later
 
-    async def _discard(self) -> None:
-        """Hear the client out where its messages cannot be told apart any more."""
-        while True:
-            silence_s = _AFTER_CLOSE_S if self._last_bytes == _CLOSE else self._patience.silence_s
-            try:
-                async with asyncio.timeout(silence_s):
-                    data = await self._bytes()
-            except TimeoutError:
-                return
-            if not data:
-                return
-
-    async def _bytes(self) -> bytes:
-        """What came next; nothing at the end, or when a client whose scan has failed was heard for long enough."""
-        if self._failed and (time.monotonic() > self._discard_until or self._received > self._discard_up_to):
-            return b""
-        patience = self._patience
-        if not self._failed and (
-            time.monotonic() > self._started + patience.scan_s or self._received > patience.scan_bytes
-        ):
-            limit = f"{patience.scan_bytes / 2**30:.3g} GiB or {patience.scan_s:g} s"
-            raise TooLarge(f"the scan takes more than {limit}, the most that this server takes of one")
-        async with asyncio.timeout(self._silence_s):
-            data = await self._reader.read(_READ_BYTES)
-        self._received += len(data)
-        self._metrics.received_bytes.inc(len(data))
-        self._last_bytes = (self._last_bytes + data[-2:])[-2:]
-        return data
-
     @property
     def has_nothing(self) -> bool:
         """Whether the client has sent nothing yet."""
-        return not self._received
-
-    @property
-    def _silence_s(self) -> float:
-        """How long the client may say nothing; until its header is there, what is left of the time for greetings."""
-        if self._greeted:
-            return self._patience.idle_s
-        left = self._started + self._patience.greeting_s - time.monotonic()
-        return min(self._patience.idle_s, max(left, 0.0))
+        return not self._inbox.received
 
     async def _fail(self, text: str) -> None:
         """Tell the client what is wrong; from now on it is only listened to."""
         if not self._failed:
             self._failed = True
-            self._discard_until = time.monotonic() + self._patience.discard_s
-            self._discard_up_to = self._received + self._patience.discard_bytes
+            self._inbox.hear_out()
         await self._say(Notice(level="ERROR", text=text))
 
     async def _reconstruct(self) -> None:
@@ -353,13 +243,12 @@ class Connection:
             if self._viewers is not None:
                 self._viewers.show(result.images, job.request)
             for image in result.images:
-                await self._send(image, on_sent=partial(self._image_sent, complete_at))
+                await self._outbox.put(image, on_sent=partial(self._image_sent, complete_at))
         if self._capture is not None:
             await self._finish_capture(self._capture)
         for notice in (*self._frames.news(at_end=True), *self._session.summary()):
             await self._say(notice)
-        await self._send(_CLOSE)
-        await self._outgoing.put(None)
+        await self._outbox.close()
 
     def _image_sent(self, complete_at: float) -> None:
         self._metrics.images.inc()
@@ -393,42 +282,17 @@ class Connection:
         log.log(logging.getLevelNamesMapping()[notice.level], "%s: %s", self._name, notice.text)
         message = self._session.tell(notice)
         if message is not None:
-            await self._send(serialise(message))
-
-    async def _send(self, data: bytes, *, on_sent: Callable[[], None] = lambda: None) -> None:
-        """Queue `data`; `on_sent` is called when the client's connection has taken it."""
-        await self._outgoing.put((data, on_sent))
-
-    async def _write(self) -> None:
-        while (outgoing := await self._outgoing.get()) is not None:
-            data, on_sent = outgoing
-            self._writer.write(data)
-            await self._drain()
-            on_sent()
-        self._writer.transport.set_write_buffer_limits(high=0)
-        await self._drain()
-        self._said_all = True
-        self._end_writing()
-
-    def _end_writing(self) -> None:
-        if self._writer.can_write_eof():  # TLS cannot; there the client has CLOSE to go by
-            self._writer.write_eof()
-
-    async def _drain(self) -> None:
-        async with asyncio.timeout(self._patience.idle_s):
-            await self._writer.drain()
+            await self._outbox.put(serialise(message))
 
     async def _apologise(self, text: str) -> None:
         """Last words and CLOSE, for a client that has had neither."""
-        if self._said_all:
+        if self._outbox.said_all:
             return
         message = self._session.tell(Notice(level="ERROR", text=text))
-        self._writer.write((serialise(message) if message is not None else b"") + _CLOSE)
         with suppress(OSError):
+            self._outbox.last_words(b"" if message is None else serialise(message))
             async with asyncio.timeout(self._patience.linger_s):
-                self._end_writing()
-                while await self._reader.read(_READ_BYTES):
-                    pass
+                await self._inbox.until_the_end()
 
 
 async def _watch(peer: socket.socket) -> None:

@@ -13,13 +13,14 @@ from inrecon.acquire import Memory
 from inrecon.errors import InreconError
 from inrecon_server.capture import Captures
 from inrecon_server.config import configure
-from inrecon_server.connection import Connection, Patience
+from inrecon_server.connection import Connection
 from inrecon_server.door import is_allowed, server_tls
 from inrecon_server.job import InlineTuning
 from inrecon_server.keeping import Keeping
 from inrecon_server.kept_priors import KeptPriors
 from inrecon_server.lanes import Lanes
 from inrecon_server.metrics import Metrics
+from inrecon_server.patience import Patience
 from inrecon_server.process import WorkerLost
 from inrecon_server.scan_state import ScanState
 from inrecon_server.session import Session, Terms, machine_memory

@@ -30,7 +30,7 @@ _ENTRY = """
 import json
 import logging
 import sys
-from inrecon_server.connection import Patience
+from inrecon_server.patience import Patience
 from inrecon_server.server import serve
 from inrecon_server.settings import ServerSettings
 

@@ -14,11 +14,12 @@ from inrecon.acquire import Accumulator
 from inrecon.frame import RawFrame
 from inrecon.simulate import SimulatedScan, simulate_scan
 from inrecon_server.capture import Capture
-from inrecon_server.connection import Connection, Patience
+from inrecon_server.connection import Connection
 from inrecon_server.files import open_raw
 from inrecon_server.job import Job, JobResult, Progress
 from inrecon_server.keeping import Keeping
 from inrecon_server.metrics import Metrics
+from inrecon_server.patience import Patience
 from inrecon_server.protocol import Close, ConfigFile, Header, Message, Parser, Query, Response, Text, serialise
 from inrecon_server.session import Session, Terms
 
