@@ -64,6 +64,7 @@ class WorkerProcess:
         self._priors = Priors()
         self._had_at: dict[str | None, float] = {}
         self.usable = False
+        self._is_lost = False
         self._reaper: threading.Thread | None = None
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
@@ -163,7 +164,8 @@ class WorkerProcess:
     @property
     def is_alive(self) -> bool:
         """Whether it may still answer."""
-        return self._process.is_alive()
+        # Its end of the pipe is closed a moment before it counts as dead.
+        return not self._is_lost and self._process.is_alive()
 
     def _listen(self) -> None:
         """In a thread: hand over what the process says."""
@@ -186,7 +188,7 @@ class WorkerProcess:
                 self._answer.set_result(said)
             case WorkerLost():
                 was_idle = self.usable and not self._is_at_work
-                self.usable = False
+                self.usable, self._is_lost = False, True
                 for waiting in (self.ready, self._answer):
                     if waiting is not None and not waiting.done():
                         waiting.set_exception(said)

@@ -10,13 +10,14 @@ from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
-from held import Held, children, only_child, texts
+from held import Held, children, only_child, texts, until
 
 from inrecon.errors import UnknownName
 from inrecon.frame import Request
 from inrecon.testing import write_quick_default
 from inrecon_server.child import Beat
 from inrecon_server.job import Job
+from inrecon_server.process import WorkerProcess
 from inrecon_server.worker import Workers
 
 
@@ -86,7 +87,9 @@ def test_a_job_that_costs_every_process_is_given_up_and_the_next_is_served(job: 
             deadly = asyncio.create_task(workers.run(held.job))
             for _ in range(3):
                 end = await held.at_work()
-                os.kill(only_child(before).pid, signal.SIGKILL)
+                process = only_child(before)
+                os.kill(process.pid, signal.SIGKILL)
+                process.join()  # or the next turn could find it at the pipe
                 os.close(end)
             result = await deadly
             assert result.images == ()
@@ -126,6 +129,24 @@ def test_a_worker_that_dies_idle_is_replaced_before_anybody_asks(job: Job) -> No
             assert len(lost) == 1
             assert only_child(before).pid != process.pid
             assert (await workers.run(job)).notices == ()
+
+    asyncio.run(scenario())
+
+
+def test_a_process_whose_pipe_has_closed_gets_no_job_though_it_still_seems_to_live(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        process = WorkerProcess(0, settings=("cpu", None, "text"), on_idle_loss=lambda _: None)
+        try:
+            await process.started()
+            assert process.is_alive
+            monkeypatch.setattr(process._process, "is_alive", lambda: True)
+            os.kill(process._process.pid, signal.SIGKILL)
+            await until(lambda: not process.usable)
+            assert not process.is_alive
+        finally:
+            process.kill().join()
 
     asyncio.run(scenario())
 
