@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -58,15 +59,15 @@ class Contestant:
         return Alone(self.how, opening.prior)
 
 
-class Run:
+class Run(ABC):
     """A contestant on a stream."""
 
-    def begin(self, moment: Moment) -> None:
+    def begin(self, moment: Moment) -> None:  # noqa: B027  nothing to do for those who know the frame alone
         """Take a frame that the prior is made of, whose image nobody judges."""
 
+    @abstractmethod
     def next(self, moment: Moment) -> Answer | None:
         """The image of a frame; None where it is left out."""
-        raise NotImplementedError
 
 
 class Following(Run):
