@@ -11,6 +11,7 @@ import torch
 from inrecon.condition.compress import compression_matrix
 from inrecon.condition.grid import Grid, centre_block, gridded, width
 from inrecon.condition.noise import noise_of
+from inrecon.condition.sparks import without_sparks
 from inrecon.errors import InvalidFrame
 from inrecon.frame import Measurement, RawFrame
 
@@ -49,7 +50,7 @@ class Conditioning:
             raise InvalidFrame(f"a frame of {raw.coils} coils after one of {self.mixing.shape[1]}")
         if not raw.imaging.kspace.any():
             raise InvalidFrame("the frame's samples are all zero")
-        device = self.mixing.device
+        raw, device = without_sparks(raw), self.mixing.device
         imaging = gridded(raw.imaging, raw.geometry, x=self.width, device=device, mixing=self.mixing)
         return self.measurement(imaging, None, averages=raw.average_count)
 
@@ -78,7 +79,7 @@ def condition(
 def conditioned(
     raw: RawFrame, *, device: torch.device | str, energy: float = 0.999, max_coils: int = MOST_COILS
 ) -> tuple[Measurement, Conditioning]:
-    """Remove readout oversampling, cut a 3-D scan into 2-D problems, compress the coils, prewhiten, scale.
+    """Mend sparks, remove readout oversampling, cut a 3-D scan into 2-D problems, compress the coils, prewhiten, scale.
 
     Coils are compressed in units of their own noise, but before correlations are removed: virtual coils that keep
     `energy` of the calibration data (Huang et al. 2008), at most `max_coils`, then hold nearly all of the intensity as
@@ -89,7 +90,7 @@ def conditioned(
     or too large.
     """
     _check_magnitudes(raw)
-    x = width(raw)
+    raw, x = without_sparks(raw), width(raw)
     imaging = gridded(raw.imaging, raw.geometry, x=x, device=device)
     block = None
     if raw.calibration is not None:

@@ -1,0 +1,66 @@
+"""Sparks: single samples that something else than the object has made."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inrecon.events import Warned, observe
+from inrecon.frame import RawFrame, Readouts
+
+STANDS_OUT = 10.0
+"""By what factor, over the largest of three neighbours on either side. Of measured brains no sample comes to 3: what is
+limited in space is smooth in k-space, and noise of several coils hardly varies."""
+REACH = 3
+CENTRE = 2
+"""Within so many samples and lines of the centre, which a large object fills alone, nothing is taken for a spark."""
+
+
+def without_sparks(raw: RawFrame) -> RawFrame:
+    """`raw`, its sparks replaced by the mean of the samples beside them, and announced (`Warned`)."""
+    imaging, count = _mended(raw.imaging, raw)
+    calibration = raw.calibration
+    if calibration is not None:
+        calibration, more = _mended(calibration, raw)
+        count += more
+    if not count:
+        return raw
+    place = f"slice {raw.key.slice}, repetition {raw.key.repetition}"
+    what = "1 sample is a spark" if count == 1 else f"{count} samples are sparks"
+    observe(Warned(text=f"{place}: {what}, more than {STANDS_OUT:g} times what is beside it, and replaced by that"))
+    return dataclasses.replace(raw, imaging=imaging, calibration=calibration)
+
+
+def _mended(readouts: Readouts, raw: RawFrame) -> tuple[Readouts, int]:
+    found = _sparks(readouts, raw)
+    line, sample = np.nonzero(found)
+    if not len(line):
+        return readouts, 0
+    kspace = readouts.kspace.copy()
+    last = kspace.shape[-1] - 1
+    beside = kspace[:, line, np.maximum(sample - 1, 0)], kspace[:, line, np.minimum(sample + 1, last)]
+    alone = (sample == 0) | (sample == last)
+    kspace[:, line, sample] = np.where(alone, 0, (beside[0] + beside[1]) / 2)
+    return dataclasses.replace(readouts, kspace=kspace), len(line)
+
+
+def _sparks(readouts: Readouts, raw: RawFrame) -> NDArray[np.bool_]:
+    """``(readouts, samples)``: where all coils together stand out from what is beside it."""
+    energy = np.zeros(readouts.kspace.shape[1:], np.float32)
+    for coil in readouts.kspace:
+        energy += coil.real**2 + coil.imag**2
+    around = np.zeros_like(energy)
+    for step in range(1, REACH + 1):
+        np.maximum(around[:, step:], energy[:, :-step], out=around[:, step:])
+        np.maximum(around[:, :-step], energy[:, step:], out=around[:, :-step])
+    # A sample among nothing but zeros is one of a simulation.
+    found: NDArray[np.bool_] = (energy > STANDS_OUT**2 * around) & (around > 0)
+    if found.any():
+        _, y, z = raw.geometry.encoded_matrix
+        x = readouts.acquired.shape[1]
+        near_lines = (np.abs(readouts.lines - (z // 2, y // 2)) <= CENTRE).all(1)
+        near_samples = np.abs(np.arange(x) - x // 2) <= CENTRE
+        found &= ~(near_lines[:, None] & near_samples)
+    return found
