@@ -38,6 +38,7 @@ def to_image(
     dtype: Dtype,
     series: Series,
     meta: Mapping[str, MetaValue],
+    clips: bool = False,
 ) -> tuple[ismrmrd.Image, Series]:
     """The image to send, and the series as it stands after it.
 
@@ -45,8 +46,8 @@ def to_image(
     ``(1, z, y, x)`` has the header's reconSpace matrix and field of view; its geometry, counters and time stamps are
     those of ``raw.reference``. `dtype` "complex" sends the values themselves, "float" their magnitude, "uint16" the
     magnitude times the series' scale, which the first image with any signal fixes; an image far brighter than that
-    begins a new series, announced, rather than being clipped. `meta` is added to the attributes. image_index counts
-    from 1 and starts again after 65535.
+    begins a new series, announced, rather than being clipped, unless it `clips`. `meta` is added to the attributes.
+    image_index counts from 1 and starts again after 65535.
 
     Raises `InvalidFrame` if `volume` does not fit the encoded matrix or holds values that are not finite.
     """
@@ -62,7 +63,8 @@ def to_image(
         bright = bright_end(magnitude)
         window = (bright / 2, bright)
     else:
-        series = _with_scale_for(magnitude, series)
+        if series.scale is None or not clips:
+            series = _with_scale_for(magnitude, series)
         pixels = np.minimum(np.rint(magnitude * np.float64(series.scale or 0)), GREY_MAX).astype(np.uint16)
         # The same for the whole series: a window chosen for each image would flicker.
         window = (GREY_OF_FIRST / 2, GREY_OF_FIRST)

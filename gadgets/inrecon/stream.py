@@ -144,6 +144,8 @@ def published(
                 dtype=request.dtype,
                 series=series.get(number, Series(index=1 + number)),
                 meta=_meta(facts | {"seconds": clock.seconds}, series_name=request.series_name),
+                # What went wrong with one frame of many must not change how the others look.
+                clips=request.live is not None and facts["fallback"] is not None,
             )
         series = {**series, number: used}
         images.append(image)

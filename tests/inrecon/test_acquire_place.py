@@ -31,7 +31,8 @@ def test_a_place_is_the_same_but_for_what_headers_are_rounded_by(raw: RawFrame) 
     assert not here.is_near(replace(here, matrix=(16, 16, 2)))
 
 
-def test_what_is_not_a_number_in_both_is_the_same(raw: RawFrame) -> None:
+def test_what_is_not_a_number_says_of_no_movement(raw: RawFrame) -> None:
     nan = float("nan")
     assert moved(raw, slice_dir=(nan, nan, nan)).is_near(moved(raw, slice_dir=(nan, nan, nan)))
-    assert not moved(raw, slice_dir=(nan, nan, nan)).is_near(moved(raw, slice_dir=(0, 0, 1)))
+    assert moved(raw, slice_dir=(nan, nan, nan)).is_near(moved(raw, slice_dir=(0, 0, 1)))
+    assert not moved(raw, position=(nan, 0, 5)).is_near(moved(raw, position=(0, 0, 1)))

@@ -92,8 +92,10 @@ def make(
     dtype: Dtype = "uint16",
     series: Series | None = None,
     meta: Mapping[str, MetaValue] | None = None,
+    clips: bool = False,
 ) -> tuple[ismrmrd.Image, Series]:
-    return to_image(volume, raw=raw_frame(geometry), dtype=dtype, series=series or Series(), meta=meta or {})
+    raw, series = raw_frame(geometry), series or Series()
+    return to_image(volume, raw=raw, dtype=dtype, series=series, meta=meta or {}, clips=clips)
 
 
 def centred_fft_zero_filled(row: NDArray[np.complex128], size: int) -> NDArray[np.complex128]:
@@ -275,6 +277,13 @@ def test_a_few_pixels_are_clipped_and_more_begin_a_new_series(bright_pixels: int
     assert (image.image_series_index, image.image_index) == ((1, 8) if clipped else (101, 1))
     assert (series.scale == 2000.0) is clipped
     assert len(heard) == (0 if clipped else 1)
+
+
+def test_an_image_that_must_not_change_how_others_look_is_clipped() -> None:
+    image, series = make(noise_volume(), series=Series(images=7, scale=1e9), clips=True)
+    assert (image.image_series_index, series.scale) == (1, 1e9)
+    assert image.data.max() == 4095
+    assert make(noise_volume(), clips=True)[1].scale == make(noise_volume())[1].scale
 
 
 def test_images_count_from_one_in_their_series() -> None:

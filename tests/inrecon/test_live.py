@@ -19,7 +19,8 @@ from inrecon.errors import FitDiverged, InvalidFrame
 from inrecon.events import Event, FallBack, Warned, listening
 from inrecon.frame import Frame, Live, RawFrame, Reconstruction, Request
 from inrecon.hyperparams import HyperparameterFiles, write_entry
-from inrecon.live import Followed, Slice, Stream, is_complete, mean_of
+from inrecon.live import Followed, Slice, Stream, is_complete, mean_of, slices
+from inrecon.live.slices import STALE_FRAMES
 from inrecon.methods import CGSense, ResidualINR, ResidualTikhonov, ResidualTV
 from inrecon.methods.residual import ResidualMethod
 from inrecon.quality import nrmse, psnr, scale_to
@@ -142,7 +143,7 @@ class TestPriors:
         moved = [displaced(raw, 5.0) for raw in raws[2:5]]
         followed, events = follow([*raws[:2], *moved])
         assert [event.text for event in events if isinstance(event, Warned)] == [
-            "slice 0 has moved: a new prior is made"
+            "slice 0, repetition 2: the slice has moved: a new prior is made"
         ]
         assert followed[1].prior.source == "the fully sampled frame of repetition 0"
         assert followed[2].prior.source == "the mean of 1 frames from repetition 2 on"
@@ -153,8 +154,27 @@ class TestPriors:
         fewer = dataclasses.replace(raws[2].imaging, kspace=raws[2].imaging.kspace[:5])
         followed, events = follow([*raws[:2], dataclasses.replace(raws[2], imaging=fewer, noise=None)])
         (text,) = [event.text for event in events if isinstance(event, Warned) and "coils after" in event.text]
-        assert text == "slice 0 has 5 coils after 8: a new prior is made"
+        assert text == "slice 0, repetition 2: the slice has 5 coils after 8: a new prior is made"
         assert followed[2].prior.source == "the mean of 1 frames from repetition 2 on"
+
+    def test_a_wrong_position_in_one_header_costs_no_prior(self) -> None:
+        raws = frames_of()
+        followed, events = follow([*raws[:2], displaced(raws[2], 500.0), *raws[3:5]])
+        texts = [event.text for event in events if isinstance(event, Warned)]
+        assert texts == [
+            "slice 0, repetition 2: the slice has moved: a new prior is made",
+            "slice 0, repetition 3: the slice has moved: the prior that was left there serves again",
+        ]
+        assert followed[3].prior is followed[0].prior
+        undisturbed, _ = usual()
+        truth, support = simulated().truth(4), simulated().support(4)
+        assert psnr(sent(followed[4]), truth, support) > psnr(sent(undisturbed[4]), truth, support) - 1
+
+    def test_a_header_that_does_not_say_where_it_is_moves_nothing(self) -> None:
+        raws = frames_of()
+        followed, events = follow([*raws[:2], displaced(raws[2], float("nan"))])
+        assert events == []
+        assert followed[2].prior is followed[0].prior
 
     def test_the_rounding_of_headers_moves_nothing(self) -> None:
         raws = frames_of()
@@ -168,14 +188,15 @@ class TestPriors:
         scene = dataclasses.replace(whole.scene, rest=np.ascontiguousarray(whole.scene.rest[:, :, ::-1]))
         other = dataclasses.replace(whole, scene=scene)
         later = raw_frames(other.header, other.all_acquisitions())[4:]
-        followed, events = follow([*frames_of()[:4], *later, *later[:2]])
+        followed, events = follow([*frames_of()[:4], *later, *later, *later, *later[:2]])
         reasons = [event.reason for event in events if isinstance(event, FallBack) and event.room == "prior"]
         assert reasons
         assert all("the prior does not fit" in reason for reason in reasons)
         assert reasons[0] in followed[4].fallbacks
         assert followed[3].prior.source == "the fully sampled frame of repetition 0"
-        assert followed[7].prior.source == "the mean of 3 frames from repetition 4 on"
-        assert followed[8].prior is followed[7].prior
+        assert followed[11].prior.source == "the fully sampled frame of repetition 0"
+        assert followed[12].prior.source == f"the mean of {STALE_FRAMES} frames from repetition 4 on"
+        assert followed[13].prior is followed[12].prior
         assert psnr(sent(followed[3]), other.truth(3), other.support(3)) < 15
         for index, one in enumerate(followed[4:], start=4):
             number = 4 + (index - 4) % 3
@@ -330,11 +351,26 @@ class Diverging(ResidualTikhonov):
         return honest
 
 
+def noisy(raw: RawFrame) -> RawFrame:
+    """`raw` with a burst of noise all over it."""
+    rng = np.random.default_rng(raw.key.repetition)
+    real, imaginary = rng.standard_normal((2, *raw.imaging.kspace.shape))
+    burst = (0.1 * np.abs(raw.imaging.kspace).max() * (real + 1j * imaginary)).astype(np.complex64)
+    return dataclasses.replace(raw, imaging=dataclasses.replace(raw.imaging, kspace=raw.imaging.kspace + burst))
+
+
 class TestFallingBack:
-    def test_a_fit_that_held_out_samples_find_worse_gives_way_to_sense(self) -> None:
+    @pytest.mark.parametrize("alone", [True, False])
+    def test_a_fit_that_held_out_samples_find_worse_gives_way(
+        self, alone: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """To an image of the frame alone, or to SENSE if that is no better."""
+        if not alone:
+            monkeypatch.setattr(slices, "ALONE", Ruined())
         followed, events = follow(frames_of()[:3], a_slice(Ruined()))
         for number, one in enumerate(followed[1:], start=1):
-            (reason,) = (reason for reason in one.fallbacks if "nearer to SENSE" in reason)
+            expected = "an image without it" if alone else "nearer to SENSE"
+            (reason,) = (reason for reason in one.fallbacks if expected in reason)
             assert any(isinstance(event, FallBack) and event.reason == reason for event in events)
             assert one.fit.trial is not None
             assert one.fit.validation_loss == one.frame.loss(one.fit.trial)
@@ -347,6 +383,27 @@ class TestFallingBack:
         assert sum(isinstance(event, FallBack) and "it went astray; SENSE" in event.reason for event in events) == 2
         assert any("it went astray" in reason for reason in followed[1].fallbacks)
         assert psnr(sent(followed[2]), simulated().truth(2), simulated().support(2)) > 25
+
+    @pytest.mark.parametrize("method", [QUICK, ResidualINR(network_iterations=5)], ids=lambda method: method.name)
+    def test_a_frame_that_something_was_wrong_with_is_marked_and_nothing_follows_from_it(
+        self, method: ResidualMethod
+    ) -> None:
+        raws = frames_of()
+        undisturbed, _ = follow(raws, a_slice(method))
+        followed, _ = follow([*raws[:3], noisy(raws[3]), *raws[4:]], a_slice(method))
+        (reason,) = (reason for reason in followed[3].fallbacks if "far from what came before" in reason)
+        assert reason.startswith("slice 0, repetition 3")
+        for number in range(4, FRAMES):
+            assert followed[number].fallbacks == ()
+            truth, support = simulated().truth(number), simulated().support(number)
+            expected = psnr(sent(undisturbed[number]), truth, support)
+            assert psnr(sent(followed[number]), truth, support) > expected - 1
+
+    def test_frames_that_are_all_far_are_how_things_are_now(self) -> None:
+        raws = frames_of()
+        followed, _ = follow([*raws[:3], *map(noisy, raws[3:])])
+        assert any("far from" in reason for reason in followed[3].fallbacks)
+        assert not any("far from" in reason for one in followed[4:] for reason in one.fallbacks)
 
     @pytest.mark.parametrize("first_full", [True, False])
     def test_a_frame_without_signal_is_refused_and_leaves_no_trace(self, first_full: bool) -> None:

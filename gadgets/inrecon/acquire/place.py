@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import ismrmrd
-import numpy as np
 
 from inrecon.frame import RawFrame
 
@@ -28,13 +27,17 @@ class Pose:
     def is_near(self, other: Pose) -> bool:
         """Whether both are the same but for half a millimetre and a milliradian, as headers are rounded.
 
-        What is not a number is near to what is none either: a header that lacks a direction lacks it throughout.
+        What is not a number is near to everything: a header that does not say where it is says of no movement.
         """
         # The first test is the fast one, and windows ask at every readout.
-        return self == other or (
-            np.allclose(self.position_mm, other.position_mm, rtol=0, atol=MOVED_MM, equal_nan=True)
-            and np.allclose(self.directions, other.directions, rtol=0, atol=TURNED, equal_nan=True)
+        return self == other or not (
+            _differ(self.position_mm, other.position_mm, by=MOVED_MM)
+            or _differ(self.directions, other.directions, by=TURNED)
         )
+
+
+def _differ(one: tuple[float, ...], other: tuple[float, ...], *, by: float) -> bool:
+    return any(abs(a - b) > by for a, b in zip(one, other, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)

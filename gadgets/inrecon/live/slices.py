@@ -23,10 +23,17 @@ CLEARLY = 0.9
 """By what factor the held-out loss must fall for a prior to be moved as a whole."""
 STALE = 1.5
 """By what factor a held-out loss exceeds the median so far when the prior is put in question."""
+FAR = 4.0
+"""By what factor it does when the frame is: a deep breath comes to 3, a spark or a burst of noise to 10 and more."""
 REMEMBERED = 16
-STALE_FRAMES = 3
+LEFT = 3
+"""How many priors of other places are kept, in case that the slice returns: a wrong position in one header costs no
+prior, nor does a look elsewhere."""
+LEARNT = 3
+"""Of how many frames the losses must be known before a smaller factor says anything."""
+STALE_FRAMES = 8
 """For how many frames in a row an image without the prior must be better before a new one is made: a deep breath goes
-by, and what comes after it is nearer to the old one."""
+by, and what comes after it is nearer to the old one, which was worth 10 dB, and no mean of undersampled frames is."""
 
 
 @dataclass
@@ -46,6 +53,8 @@ class Slice:
     _gathered: list[RawFrame] = field(default_factory=list)
     _tracker: Tracker | None = None
     _losses: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    _was_far: bool = False
+    _left: list[Prior] = field(default_factory=list)
     _refused: list[RawFrame] = field(default_factory=list)
 
     def next(self, raw: RawFrame) -> Followed:
@@ -54,8 +63,7 @@ class Slice:
         if not raw.imaging.kspace.any():
             raise InvalidFrame("the frame's samples are all zero")
         if self.prior is not None and (reason := self.prior.why_not(raw)):
-            observe(Warned(text=f"slice {raw.key.slice} {reason}: a new prior is made"))
-            self.forget()
+            self._leave(self.prior, raw, reason)
         if self.prior is not None and self.unproven:
             self.unproven = False
             if not self._serves(raw, self.prior):
@@ -78,11 +86,20 @@ class Slice:
                 return followed
         return self._follow(raw)
 
+    def _leave(self, prior: Prior, raw: RawFrame, reason: str) -> None:
+        """Go on to where `raw` is: with the prior that was left there, if there is one."""
+        known = next((other for other in self._left if not other.why_not(raw)), None)
+        self.forget()
+        self._left = [prior, *(other for other in self._left if other is not known)][:LEFT]
+        self.prior = known
+        then = "a new prior is made" if known is None else "the prior that was left there serves again"
+        observe(Warned(text=f"{_place(raw)}: the slice {reason}: {then}"))
+
     def forget(self) -> None:
         """Begin again with the next frame."""
         self.prior, self._tracker = None, None
         self._gathered.clear()
-        self._losses.clear()
+        self._learn_anew()
         self._refused.clear()
         self.unproven = False
 
@@ -92,7 +109,7 @@ class Slice:
         self.prior, self.unproven, self._tracker = followed.prior, False, None
         if like is None:
             self._tracker = self.method.tracker(dataclasses.replace(followed.frame, prior=self.prior.image))
-        self._losses.clear()
+        self._learn_anew()
         return followed
 
     def _follow(self, raw: RawFrame) -> Followed:
@@ -100,39 +117,69 @@ class Slice:
             raise RuntimeError("there is no prior yet")
         prior = self.prior
         measurement, frame = problem(raw, prior)
-        if self._tracker is None:
-            self._tracker = self.method.tracker(frame)
-        tracker, fallbacks, source = self._tracker, list(prior.fallbacks), prior.source
+        tracker = self._tracker = self._tracker or self.method.tracker(frame)
+        kept, usual, alone = tracker.kept, self._usual, False
+        fallbacks, source = list(prior.fallbacks), prior.source
         fit = or_error(tracker.follow, frame)
         if isinstance(fit, InreconError):
             self._tracker = None
             stream.fall_back("fit", f"{fit}; SENSE instead", fallbacks)
             image = tracker.linear(frame, weight=LINEAR_WEIGHT)
             fit = Reconstruction(image=image, iterations=1, stopped_by="closed form")
-        if self._is_doubtful(fit):
+        trial = tracker.linear(frame.training, weight=LINEAR_WEIGHT)
+        linear = frame.loss(trial)
+        if self._is_doubtful(fit, linear):
             fit, alone = self._again(raw, frame, tracker, fit, fallbacks)
             source = "none" if alone else source
-        else:
-            self._refused.clear()
-        trial = tracker.linear(frame.training, weight=LINEAR_WEIGHT)
-        linear, loss = frame.loss(trial), fit.validation_loss
-        if linear is not None and loss is not None and linear < loss:
-            reason = f"held-out samples are nearer to SENSE (loss {linear:.4g}) than to the fit ({loss:.4g})"
+        if linear is not None and linear < _loss(fit) < math.inf:
+            reason = f"held-out samples are nearer to SENSE (loss {linear:.4g}) than to the fit ({_loss(fit):.4g})"
             stream.fall_back("fit", f"{reason}; SENSE instead", fallbacks)
             image = tracker.linear(frame, weight=LINEAR_WEIGHT)
             fit = dataclasses.replace(fit, image=image, trial=trial, validation_loss=linear)
+            alone = True
+        if self._is_far(fit, usual):
+            reason = f"the frame is far from what came before (held-out loss {_loss(fit):.4g}, {usual:.4g} usual)"
+            stream.fall_back("frame", f"{_place(raw)}: {reason}: nothing follows from it", fallbacks)
+            self._tracker = tracker.resumed(frame, kept)
+        if alone:
+            self._refuse(raw)
+        else:
+            self._refused.clear()
         return Followed(
             measurement=measurement, frame=frame, fit=fit, prior=prior, source=source, fallbacks=tuple(fallbacks)
         )
 
-    def _is_doubtful(self, fit: Reconstruction) -> bool:
-        """Whether the held-out samples say that the prior serves worse than it did; takes note of what they say."""
+    @property
+    def _usual(self) -> float:
+        """The held-out loss of frames like the last ones; more than any as long as there is none."""
+        return statistics.median(self._losses) if self._losses else math.inf
+
+    def _learn_anew(self, *losses: float) -> None:
+        """What is usual is now `losses`, as far as it is known."""
+        self._losses.clear()
+        self._losses.extend(losses)
+        self._was_far = False
+
+    def _is_doubtful(self, fit: Reconstruction, linear: float | None) -> bool:
+        """Whether the held-out samples say that the prior serves worse than it did, or than SENSE with its loss
+        `linear`; takes note of what they say."""
         if fit.validation_loss is None:
             return False
-        doubtful = len(self._losses) >= 3 and fit.validation_loss > STALE * statistics.median(self._losses)
+        limit = STALE if len(self._losses) >= LEARNT else FAR
+        doubtful = fit.validation_loss > min(limit * self._usual, math.inf if linear is None else linear)
         if not doubtful:
             self._losses.append(fit.validation_loss)
         return doubtful
+
+    def _is_far(self, fit: Reconstruction, usual: float) -> bool:
+        """Whether a frame, with the best image of it, has nothing to do with those before: then something was wrong
+        with it. If the one after it is so, too, that is how things are now."""
+        far = fit.validation_loss is not None and fit.validation_loss > FAR * usual
+        if far and self._was_far:
+            self._learn_anew(*[_loss(fit)] * LEARNT)
+            return False
+        self._was_far = far
+        return far
 
     def _again(
         self, raw: RawFrame, frame: Frame, tracker: Tracker, fit: Reconstruction, fallbacks: list[str]
@@ -151,26 +198,16 @@ class Slice:
             if isinstance(realigned, Reconstruction) and _loss(realigned) < CLEARLY * _loss(fit):
                 tried["realigned"] = realigned
         best = min(tried, key=lambda name: _loss(tried[name]))
-        place = f"slice {raw.key.slice}, repetition {raw.key.repetition}"
         losses = f"held-out loss {_loss(fit):.4g}, {_loss(tried[best]):.4g} now"
         if best == "alone":
-            stream.fall_back("prior", f"{place}: the prior does not fit ({losses}): an image without it", fallbacks)
-            self._refuse(raw, place)
-            return tried[best], True
-        self._refused.clear()
-        if best == "realigned":
+            reason = f"the prior does not fit ({losses}): an image without it"
+            stream.fall_back("prior", f"{_place(raw)}: {reason}", fallbacks)
+        elif best == "realigned":
             self._tracker = other
-            observe(Warned(text=f"{place}: the patient has moved, and the prior with it ({losses})"))
-        else:
-            before = statistics.median(self._losses)
-            observe(
-                Warned(
-                    text=f"{place}: frames are further from the data than before (held-out loss {_loss(fit):.4g}, "
-                    f"{before:.4g} before), and their prior still serves them best"
-                )
-            )
-            self._losses.clear()  # what is usual now is to be learnt anew
-        return tried[best], False
+            observe(Warned(text=f"{_place(raw)}: the patient has moved, and the prior with it ({losses})"))
+        elif _loss(fit) <= FAR * self._usual:
+            self._learn_anew(*[_loss(fit)] * LEARNT)
+        return tried[best], best == "alone"
 
     def _serves(self, raw: RawFrame, prior: Prior) -> bool:
         """Whether held-out samples are nearer to `raw` fitted with `prior`, perhaps moved as a whole, and its coil maps
@@ -184,16 +221,20 @@ class Slice:
         tried = (or_error(one.follow, frame) for one in (tracker, tracker.realigned(frame, alone.image)))
         return any(isinstance(fit, Reconstruction) and _loss(fit) <= _loss(alone) for fit in tried)
 
-    def _refuse(self, raw: RawFrame, place: str) -> None:
+    def _refuse(self, raw: RawFrame) -> None:
         """Note a frame that the prior does not fit; of the last `STALE_FRAMES` of them a new one is made."""
         self._refused.append(raw)
         if len(self._refused) < STALE_FRAMES:
             return
-        observe(Warned(text=f"{place}: the prior does not fit any more: a new one is made"))
+        observe(Warned(text=f"{_place(raw)}: the prior does not fit any more: a new one is made"))
         refused = list(self._refused)
         self.forget()
         self._gathered = refused if len(refused) < self.prior_frames else []
         self.prior = begin(mean_of(refused), source=_mean_in_words(refused), device=self.device).prior
+
+
+def _place(raw: RawFrame) -> str:
+    return f"slice {raw.key.slice}, repetition {raw.key.repetition}"
 
 
 def _frame_in_words(raw: RawFrame) -> str:

@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, TypeAlias
 
 import torch
 
@@ -103,6 +103,10 @@ class Problem:
         return self.operator.adjoint(self.missing)
 
 
+Kept: TypeAlias = tuple[torch.Tensor | None, tuple[torch.Tensor, ...]]
+"""What the next frame goes on from: control points, and the state of the difference."""
+
+
 class Tracker:
     """Frames of one slice that have one prior, one after the other: what does not change is made once, and each fit
     goes on from the last one. Frames may have different samples."""
@@ -141,6 +145,21 @@ class Tracker:
         other = Tracker(self._method, dataclasses.replace(frame, prior=self._prior))
         if other._displacement is not None:
             other._displacement.realign(image)
+        return other
+
+    @property
+    def kept(self) -> Kept:
+        """What the next frame goes on from; it is not changed by what follows."""
+        control = None if self._displacement is None else self._displacement.control
+        return control, self._difference.state
+
+    def resumed(self, frame: Frame, kept: Kept) -> Tracker:
+        """Another tracker, that goes on from `kept`: frames since then have left no trace in it."""
+        other = Tracker(self._method, dataclasses.replace(frame, prior=self._prior))
+        control, state = kept
+        if other._displacement is not None and control is not None:
+            other._displacement.control = control
+        other._difference.resume(state)
         return other
 
     def linear(self, frame: Frame, *, weight: float) -> torch.Tensor:
@@ -192,6 +211,15 @@ class Difference(ABC):
 
     def __init__(self, frame: Frame) -> None:
         self.image = nothing(frame)
+
+    @property
+    def state(self) -> tuple[torch.Tensor, ...]:
+        """What the next frame goes on from; nobody changes these tensors."""
+        return (self.image,)
+
+    def resume(self, state: tuple[torch.Tensor, ...]) -> None:
+        """Go on from the `state` of another one, whose image was like this one's."""
+        (self.image,) = state
 
     @abstractmethod
     def fit(self, frame: Frame, base: torch.Tensor, *, seen: Problem, everything: Problem) -> Reconstruction:
@@ -274,6 +302,15 @@ class TVDifference(Difference):
         super().__init__(frame)
         self._method = method
         self._dual = differences(self.image)
+
+    @property
+    def state(self) -> tuple[torch.Tensor, ...]:
+        """With the dual field."""
+        return self.image, self._dual
+
+    def resume(self, state: tuple[torch.Tensor, ...]) -> None:
+        """With the dual field."""
+        self.image, self._dual = state
 
     def fit(self, frame: Frame, base: torch.Tensor, *, seen: Problem, everything: Problem) -> Reconstruction:
         """First without the samples held out; then a part of the iterations with them."""

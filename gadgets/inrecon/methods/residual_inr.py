@@ -82,6 +82,16 @@ class _NetworkDifference(Difference):
             self._network.parameters(), lr=method.learning_rate, betas=(0.9, 0.99), eps=1e-15, fused=True
         )
 
+    @property
+    def state(self) -> tuple[torch.Tensor, ...]:
+        """The whole difference and the classical one: the network, which corrects that, soon finds its way again."""
+        return self.image, *self._classical.state
+
+    def resume(self, state: tuple[torch.Tensor, ...]) -> None:
+        """The network begins anew."""
+        self.image, *classical = state
+        self._classical.resume(tuple(classical))
+
     def fit(self, frame: Frame, base: torch.Tensor, *, seen: Problem, everything: Problem) -> Reconstruction:
         classical = self._classical.fit(frame, base, seen=seen, everything=everything)
         self.image = classical.image - base
