@@ -87,12 +87,16 @@ def changed(request: Request, properties: Mapping[str, str]) -> Request:
     if "deadline" in told:
         told["deadline_s"] = told.pop("deadline")
     live = Live() if told.pop("live", request.live is not None) else None
-    of_live = {field: told.pop(name) for name, field in _LIVE.items() if name in told}
+    of_live = {name: told.pop(name) for name in _LIVE if name in told}
     if of_live and live is None:
         raise ConfigError(
             f"{', '.join(of_live)}: only interventional streams have these, as of the configuration inr_imri"
         )
-    told["live"] = None if live is None else replace(request.live or live, **of_live)
+    if live is not None:
+        live = replace(request.live or live, **{_LIVE[name]: value for name, value in of_live.items()})
+        if live.step is not None and live.window is None:
+            raise ConfigError("step: how many readouts a window moves on; there is no window")
+    told["live"] = live
     fields = {name: value for name, value in properties.items() if name not in PARAMETERS}
     return replace(request, **told, overrides={**request.overrides, **fields})
 

@@ -31,6 +31,8 @@ _MAX_CHARACTERS = 1 << 20
 _MAX_IGNORED = 100
 _BY_NAME = ("config", "customconfig")
 _BY_JSON = PARAMETERS | {"iterations"}
+_NEW_PRIOR = "new_prior"
+"""Which a stream begins with anyway."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +126,7 @@ def amend(configuration: Configuration, text: str) -> Configuration:
         if key in known:
             configuration = replace(_by_name(str(known[key])), from_gadgetron=configuration.from_gadgetron)
     wanted = {key: str(known[key]) for key in sorted(_BY_JSON) if key in known}
-    ignored = sorted(set(parameters) - {*_BY_NAME, *_BY_JSON})
+    ignored = sorted(set(parameters) - {*_BY_NAME, *_BY_JSON, _NEW_PRIOR})
     return replace(
         configuration,
         request=changed(configuration.request, wanted),
@@ -135,14 +137,14 @@ def amend(configuration: Configuration, text: str) -> Configuration:
 def asks_for_prior(text: str) -> bool:
     """Whether FIRE's JSON `text` asks, in the middle of a stream, for a new prior: ``"new_prior": "true"``."""
     try:
-        return str(_json_parameters(text).get("new_prior", "")).lower() in ("true", "1", "yes")
+        return str(_json_parameters(text).get(_NEW_PRIOR, "")).lower() in ("true", "1", "yes")
     except ConfigError:
         return False
 
 
 def beside_prior(text: str) -> tuple[str, ...]:
     """What stands beside ``new_prior`` in such a text, the first of many."""
-    others = sorted(set(_json_parameters(text)) - {"new_prior"})
+    others = sorted(set(_json_parameters(text)) - {_NEW_PRIOR})
     return tuple(key[:40] for key in others[:_MAX_IGNORED])
 
 

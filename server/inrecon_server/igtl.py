@@ -200,8 +200,11 @@ class Viewers:
             log.warning("a viewer could not be let in: %s", error)
             time.sleep(1.0)
             return
-        if not is_allowed(address[0], self._allow) or len(self._viewers) >= _VIEWERS:
-            log.warning("a viewer from %s is not let in: its address is not allowed, or there are too many", address[0])
+        reason = "" if is_allowed(address[0], self._allow) else "its address is not allowed"
+        if not reason and len(self._viewers) >= _VIEWERS:
+            reason = f"there are {_VIEWERS} already"
+        if reason:
+            log.warning("a viewer from %s is not let in: %s", address[0], reason)
             accepted.close()
             return
         accepted.setblocking(False)
@@ -267,10 +270,12 @@ class Viewers:
                 if not isinstance(image, Image):
                     raise TypeError(f"{type(image).__name__} instead of an image")
                 message = image_message(image, name=name, timestamp=shown.timestamp)
-            except Exception:  # the boundary: whatever is wrong with an image must not end the thread
+            except Exception as error:  # the boundary: whatever is wrong with an image must not end the thread
                 self._metrics.live_failed.inc()
                 if not self._failed:
-                    log.exception("an image cannot be shown; others like it are only counted")
+                    unexpected = None if isinstance(error, ValueError) else error
+                    text = "an image cannot be shown to viewers: %s; others like it are only counted"
+                    log.error(text, error, exc_info=unexpected)
                 self._failed = True
                 continue
             viewer.sending, viewer.progressed = memoryview(message), now

@@ -129,7 +129,9 @@ def run_job(job: Job) -> JobResult:
     except DeviceBroken:
         raise
     except InreconError as error:
-        notices.append(Notice(level="ERROR", text=str(error)))
+        key = job.raw.key
+        place = "" if job.stream is None else f"slice {key.slice}, repetition {key.repetition}: "
+        notices.append(Notice(level="ERROR", text=f"{place}{error}"))
     except Exception as error:  # the boundary: what is wrong with one frame must not end the scan
         log.exception("internal error")
         notices.append(Notice(level="ERROR", text=f"internal error in this frame: {type(error).__name__}"))

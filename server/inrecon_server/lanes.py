@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -20,6 +21,9 @@ from inrecon_server.process import OnBeat, WorkerLost
 from inrecon_server.worker import Workers
 
 log = logging.getLogger(__name__)
+
+REALTIME_S = 5.0
+"""How long a job of the real-time lane may take if nothing else is asked for: frames of other streams wait for it."""
 
 
 class Lanes:
@@ -93,6 +97,8 @@ class Lanes:
     async def run(self, job: Job, *, priority: Priority = "inline", on_beat: OnBeat = lambda _: None) -> JobResult:
         """See `Workers.run`."""
         lane = await self._lane(priority)
+        if lane is self._realtime and job.due is None:
+            job = replace(job, due=time.monotonic() + REALTIME_S)
         result = await lane.run(replace(job, last_good=self._last_good), priority=priority, on_beat=on_beat)
         self._last_good = result.last_good or self._last_good
         return result

@@ -160,6 +160,19 @@ def test_json_sets_what_it_knows_and_names_what_it_ignores() -> None:
     assert configuration.ignored == ("sendOriginal",)
 
 
+def test_a_stream_begins_with_a_new_prior_whether_it_is_asked_to_or_not() -> None:
+    asked = configure('{"parameters": {"config": "inr_imri", "new_prior": "true"}}')
+    assert asked.request == configure("inr_imri").request
+    assert asked.ignored == ()
+
+
+def test_a_window_that_moves_on_must_be_one() -> None:
+    with pytest.raises(ConfigError, match="there is no window"):
+        configure('{"parameters": {"config": "inr_imri", "step": "5"}}')
+    with pytest.raises(ConfigError, match="frame_policy: only interventional streams"):
+        configure('{"parameters": {"frame_policy": "all"}}')
+
+
 def test_json_amends_what_came_before() -> None:
     before = Configuration(name="cg_sense", request=Request(method="cg_sense", overrides={"iterations": "7"}))
     after = amend(before, '{"parameters": {"dtype": "float"}}')

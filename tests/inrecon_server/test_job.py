@@ -15,7 +15,7 @@ from inrecon.attempts import FEW_COILS, ways_for
 from inrecon.condition import MOST_COILS
 from inrecon.errors import DeviceBroken, InvalidFrame
 from inrecon.events import FallBack, FitFinished, FitProgressed, Warned, observe
-from inrecon.frame import Frame, Reconstruction, Request
+from inrecon.frame import Frame, Key, Reconstruction, Request
 from inrecon.hyperparams import HyperparameterFiles
 from inrecon.methods import CGSense, Method, methods
 from inrecon.simulate import simulate_scan
@@ -39,6 +39,15 @@ def test_a_job_gives_an_image_for_the_wire_and_what_the_next_needs(job: Job) -> 
     (one,), (other,) = first.progress.series.values(), second.progress.series.values()
     assert one.scale == other.scale
     assert errors(first) == errors(second) == []
+
+
+def test_an_error_of_a_stream_says_of_which_frame_it_is(job: Job) -> None:
+    imaging = job.raw.imaging
+    wrong = replace(job.raw, imaging=replace(imaging, kspace=1e25 * imaging.kspace), key=Key(slice=2, repetition=7))
+    (alone,) = errors(run_job(replace(job, raw=wrong)))
+    (of_stream,) = errors(run_job(replace(job, raw=wrong, stream="one")))
+    assert "the largest sample" in alone
+    assert of_stream == f"slice 2, repetition 7: {alone}"
 
 
 def test_a_scan_keeps_the_hyperparameters_it_began_with(job: Job, tmp_path: Path) -> None:

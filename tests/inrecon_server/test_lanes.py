@@ -21,7 +21,7 @@ from inrecon.errors import UnknownName
 from inrecon.frame import Key, Request
 from inrecon.testing import write_quick_default
 from inrecon_server.job import Job, JobResult, Progress
-from inrecon_server.lanes import Lanes
+from inrecon_server.lanes import REALTIME_S, Lanes
 from inrecon_server.process import WorkerProcess
 from inrecon_server.protocol import Image, Parser
 from inrecon_server.worker import Workers
@@ -241,6 +241,32 @@ def test_threads_that_wait_do_not_spin(capfd: pytest.CaptureFixture[str], monkey
 
     asyncio.run(scenario())
     assert "GOMP_SPINCOUNT = '0'" in capfd.readouterr().err
+
+
+def test_a_frame_has_not_all_the_time_in_the_world_where_others_wait_for_it(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    due: list[float | None] = []
+    send = WorkerProcess._send
+
+    def spied(self: WorkerProcess, job: Job) -> None:
+        due.append(job.due)
+        send(self, job)
+
+    monkeypatch.setattr(WorkerProcess, "_send", spied)
+
+    async def scenario() -> None:
+        async with running() as (lanes, _):
+            asked, now = replace(job, due=time.monotonic() + 60), time.monotonic()
+            assert (await lanes.run(job, priority="realtime")).images
+            assert (await lanes.run(asked, priority="realtime")).images
+            assert (await lanes.run(job)).images
+            limited, as_asked, of_a_scan = due
+            assert limited is not None
+            assert now < limited <= time.monotonic() + REALTIME_S
+            assert (as_asked, of_a_scan) == (asked.due, None)
+
+    asyncio.run(scenario())
 
 
 def test_frames_of_a_stream_stay_at_their_process_and_priors_are_sent_once(

@@ -34,7 +34,8 @@ class LiveAccumulator:
       before it ends then, if no flag has ended it.
     - An image is never followed by an older one of its slice: readouts of earlier repetitions, and those that come
       after the end of their frame, are left out where repetitions are counted. Repetitions wrap around; a lower number
-      that was acquired later (acquisition_time_stamp) begins to count anew.
+      that was acquired later (acquisition_time_stamp) begins to count anew, and without time stamps one that has come
+      for more than three frames, when nothing else has.
     - A frame that lacks lines is given all the same, one that cannot be made is not.
 
     In a stream that counts nothing (repetition always 0) a frame also ends when a line comes again. Without flags,
@@ -88,6 +89,10 @@ class LiveAccumulator:
         for key in sorted(self._slices):
             self._drop_held(key)
             done += self._end(key)
+            window = self._slices[key].window
+            if window is not None and window.lacking:
+                text = f"slice {key.slice}: {window.lacking} readouts were missing to the window at the end"
+                observe(Warned(text=f"{text}: a window that is not full gives no frame"))
         self._intake.tell_unused()
         return done
 
@@ -108,7 +113,9 @@ class LiveAccumulator:
             if not self._begun:
                 raise
             if (imaging := self._of_other_channels(acquisition)) is None:
-                self._leave_out("making no sense", key_of(acquisition), f"a readout is left out: {error}")
+                key = key_of(acquisition)
+                kind = f"making no sense {key.repetition}"  # of a frame of nothing else, which never begins, too
+                self._leave_out("making no sense", key, f"a readout is left out: {error}", kind=kind)
         self._begun = self._begun or imaging is not None or self._intake.taken["calibration"] > 0
         return imaging
 
@@ -231,8 +238,8 @@ class LiveAccumulator:
             state.frame = OpenFrame(imaging.encoding, budget=self._intake.budget, follows=follows)
         try:
             state.frame.add(imaging.acquisition, imaging.line, imaging.placed)
-            if state.window is not None:
-                state.window.add(imaging)
+            if state.window is not None and state.window.add(imaging):
+                self._tell(imaging.key, "the slice has moved: its window is filled anew")
         except (InvalidFrame, MemoryError) as error:
             lost = state.frame.lines.readouts
             state.frame.lines.release()

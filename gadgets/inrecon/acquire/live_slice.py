@@ -14,6 +14,7 @@ from inrecon.acquire.window import Window
 _REPETITIONS = 1 << 16
 _TICKS = 1 << 32
 _RECENT = 16
+_LATE_FRAMES = 3
 _Slot: TypeAlias = tuple[Line, int, int]
 
 
@@ -61,6 +62,7 @@ class LiveSlice:
     _recent: deque[int] = field(default_factory=lambda: deque(maxlen=_RECENT))
     _last: _Seen | None = None
     _first: Line | None = None
+    _behind: int = 0
     _slots: set[_Slot] = field(default_factory=set)
 
     def jump_to(self, repetition: int) -> int:
@@ -73,13 +75,17 @@ class LiveSlice:
     def is_outdated(self, imaging: Imaging) -> bool:
         """Whether a readout of another repetition is of an earlier one.
 
-        Of a lower number, that is, unless it was acquired later: then somebody has begun to count anew.
+        Of a lower number, that is, unless it was acquired later, or, where nothing tells the time, more such readouts
+        have followed one another than three frames have: then somebody has begun to count anew.
         """
         if self.jump_to(imaging.key.repetition) >= 0:
             return False
         now = int(imaging.acquisition.acquisition_time_stamp)
         before = 0 if self._last is None else self._last.time_stamp
-        return not (now and before and 0 < (now - before) % _TICKS < _TICKS // 2)
+        if now and before:
+            return not 0 < (now - before) % _TICKS < _TICKS // 2
+        self._behind += 1
+        return self._behind <= _LATE_FRAMES * (self._expected or imaging.encoding.lines)
 
     def is_double(self, imaging: Imaging) -> bool:
         """Whether this is the readout before once more: noise is never the same twice."""
@@ -99,6 +105,7 @@ class LiveSlice:
             self._slots.clear()
             self._first = imaging.line
         self._slots.add(_slot(imaging))
+        self._behind = 0
         self._last = _Seen.of(imaging)
 
     @property

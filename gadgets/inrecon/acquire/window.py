@@ -23,10 +23,12 @@ class Window:
         self._pose: Pose | None = None
         self._since = 0
 
-    def add(self, imaging: Imaging) -> None:
-        """Take a readout, which the oldest makes room for; raises `InvalidFrame` if the memory budget is spent."""
+    def add(self, imaging: Imaging) -> bool:
+        """Take a readout, which the oldest makes room for; gives whether those before were given up, as the slice has
+        moved. Raises `InvalidFrame` if the memory budget is spent."""
         pose = Pose.of(imaging.acquisition)
         has_moved = self._pose is None or not pose.is_near(self._pose)
+        gives_up = has_moved and bool(self._held)
         if has_moved:
             self._pose = pose
         while self._held and (has_moved or len(self._held) >= self._size):
@@ -34,6 +36,12 @@ class Window:
         self._budget.take(imaging.size)
         self._held.append(imaging)
         self._since += 1
+        return gives_up
+
+    @property
+    def lacking(self) -> int:
+        """How many readouts it lacks to be full."""
+        return self._size - len(self._held)
 
     @property
     def due(self) -> bool:
