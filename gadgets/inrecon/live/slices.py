@@ -222,9 +222,10 @@ class Slice:
         return any(isinstance(fit, Reconstruction) and _loss(fit) <= _loss(alone) for fit in tried)
 
     def _refuse(self, raw: RawFrame) -> None:
-        """Note a frame that the prior does not fit; of the last `STALE_FRAMES` of them a new one is made."""
+        """Note a frame that the prior does not fit; of the last of them a new one is made, once there are enough: of a
+        prior that has served no frame yet, that is soon."""
         self._refused.append(raw)
-        if len(self._refused) < STALE_FRAMES:
+        if len(self._refused) < (STALE_FRAMES if self._losses else LEARNT):
             return
         observe(Warned(text=f"{_place(raw)}: the prior does not fit any more: a new one is made"))
         refused = list(self._refused)
