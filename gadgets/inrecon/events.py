@@ -16,9 +16,11 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Warned(Event):
-    """Something a user should know of, in one sentence free of patient data."""
+    """Something a user should know of, in one sentence free of patient data. Of many on one `topic` (None: the text)
+    the first says enough."""
 
     text: str
+    topic: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,8 +128,10 @@ def published(
     request: Request,
     series: SeriesBySpace,
     clock: Stopwatch,
+    clips: bool = False,
 ) -> Result:
-    """The image of a frame whose `problems` are solved, and CG-SENSE's beside it where they have that."""
+    """The image of a frame whose `problems` are solved, and CG-SENSE's beside it where they have that; `clips` is that
+    of `to_image`."""
     space = raw.key.encoding_space
     volumes = {space: (_volume([p.image for p in problems], axes=measurement.axes), report)}
     linear = [p.linear for p in problems if p.linear is not None]
@@ -144,8 +146,7 @@ def published(
                 dtype=request.dtype,
                 series=series.get(number, Series(index=1 + number)),
                 meta=_meta(facts | {"seconds": clock.seconds}, series_name=request.series_name),
-                # What went wrong with one frame of many must not change how the others look.
-                clips=request.live is not None and facts["fallback"] is not None,
+                clips=clips,
             )
         series = {**series, number: used}
         images.append(image)

@@ -126,10 +126,12 @@ def amend(configuration: Configuration, text: str) -> Configuration:
         if key in known:
             configuration = replace(_by_name(str(known[key])), from_gadgetron=configuration.from_gadgetron)
     wanted = {key: str(known[key]) for key in sorted(_BY_JSON) if key in known}
-    ignored = sorted(set(parameters) - {*_BY_NAME, *_BY_JSON, _NEW_PRIOR})
+    request = changed(configuration.request, wanted)
+    known_names = {*_BY_NAME, *_BY_JSON, *([] if request.live is None else [_NEW_PRIOR])}
+    ignored = sorted(set(parameters) - known_names)
     return replace(
         configuration,
-        request=changed(configuration.request, wanted),
+        request=request,
         ignored=tuple(key[:40] for key in ignored[:_MAX_IGNORED]),
     )
 

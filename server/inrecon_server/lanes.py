@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -23,7 +22,7 @@ from inrecon_server.worker import Workers
 log = logging.getLogger(__name__)
 
 REALTIME_S = 5.0
-"""How long a job of the real-time lane may take if nothing else is asked for: frames of other streams wait for it."""
+"""How long a frame of a stream may take in the real-time lane if nothing else is asked for: others wait for it."""
 
 
 class Lanes:
@@ -55,7 +54,10 @@ class Lanes:
         )
         self._scans = made(count=scans)
         # Where there are more GPUs than processes for scans, streams have one of their own, and nothing stands still.
-        self._realtime = made(count=realtime, first=scans, while_at_work=self._scans.paused) if realtime else None
+        self._realtime = None
+        if realtime:
+            paused = self._scans.paused
+            self._realtime = made(count=realtime, first=scans, while_at_work=paused, frame_s=REALTIME_S)
         self._starting: asyncio.Task[None] | None = None
         self._is_started = False
         self._retired = False
@@ -97,8 +99,6 @@ class Lanes:
     async def run(self, job: Job, *, priority: Priority = "inline", on_beat: OnBeat = lambda _: None) -> JobResult:
         """See `Workers.run`."""
         lane = await self._lane(priority)
-        if lane is self._realtime and job.due is None:
-            job = replace(job, due=time.monotonic() + REALTIME_S)
         result = await lane.run(replace(job, last_good=self._last_good), priority=priority, on_beat=on_beat)
         self._last_good = result.last_good or self._last_good
         return result

@@ -77,8 +77,8 @@ class News:
 def notice_of(event: Event) -> Notice | None:
     """What to tell of `event`, if anything."""
     match event:
-        case Warned(text=text):
-            return Notice(level="WARNING", text=text)
+        case Warned(text=text, topic=topic):
+            return Notice(level="WARNING", text=text, topic=topic)
         case FallBack(room=room, reason=reason):
             # The planes of a volume, and the frames of a movie, fall back for one reason with different numbers in it.
             topic = _NUMBER.sub("#", reason)

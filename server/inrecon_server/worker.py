@@ -6,7 +6,9 @@ import asyncio
 import heapq
 import itertools
 import logging
+import math
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -33,7 +35,8 @@ class Workers:
     A process has one job at a time: what ends it takes no other job along. `hang_s` is how long nothing may be heard of
     one at work. `on_lost` is called whenever one is lost. `remark`, once all are ready: what is wrong with the files in
     `hyperparameters`. With several GPUs the first process is at the one of number `first`, modulo their number.
-    `while_at_work` gives the context in which a job is at work at a place.
+    `while_at_work` gives the context in which a job is at work at a place. `frame_s` is how long a frame of a stream
+    that has no deadline may take from its turn on.
     """
 
     def __init__(
@@ -47,11 +50,13 @@ class Workers:
         on_lost: Callable[[], None] = lambda: None,
         first: int = 0,
         while_at_work: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
+        frame_s: float = math.inf,
     ) -> None:
         self.device = device
         self._count = count
         self._first = first
         self._while_at_work = while_at_work
+        self._frame_s = frame_s
         self._pauses: Counter[str] = Counter()
         self._hang_s = hang_s
         self._hyperparameters = hyperparameters
@@ -132,6 +137,8 @@ class Workers:
                 process = self._replaced(process)
                 if not await self._starts(process):
                     raise WorkerLost("no other could be started")
+            if job.stream is not None and job.due is None and self._frame_s < math.inf:
+                job = replace(job, due=time.monotonic() + self._frame_s)
             try:
                 paused = self._pauses[process.place] > 0
                 with self._while_at_work(process.place):

@@ -164,6 +164,7 @@ def test_a_stream_begins_with_a_new_prior_whether_it_is_asked_to_or_not() -> Non
     asked = configure('{"parameters": {"config": "inr_imri", "new_prior": "true"}}')
     assert asked.request == configure("inr_imri").request
     assert asked.ignored == ()
+    assert configure('{"parameters": {"config": "inr", "new_prior": "true"}}').ignored == ("new_prior",)
 
 
 def test_a_window_that_moves_on_must_be_one() -> None:

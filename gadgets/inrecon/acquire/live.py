@@ -89,8 +89,8 @@ class LiveAccumulator:
         for key in sorted(self._slices):
             self._drop_held(key)
             done += self._end(key)
-            window = self._slices[key].window
-            if window is not None and window.lacking:
+            window, frames = self._slices[key].window, self._slices[key].frames
+            if window is not None and frames and window.lacking:
                 text = f"slice {key.slice}: {window.lacking} readouts were missing to the window at the end"
                 observe(Warned(text=f"{text}: a window that is not full gives no frame"))
         self._intake.tell_unused()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import ismrmrd
@@ -23,6 +24,11 @@ class Pose:
     def of(cls, head: ismrmrd.AcquisitionHeader | ismrmrd.Acquisition) -> Pose:
         """That of a readout."""
         return cls(position_mm=tuple(head.position), directions=(*head.read_dir, *head.phase_dir, *head.slice_dir))
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the header says where it is."""
+        return all(map(math.isfinite, (*self.position_mm, *self.directions)))
 
     def is_near(self, other: Pose) -> bool:
         """Whether both are the same but for half a millimetre and a milliradian, as headers are rounded.
@@ -54,6 +60,11 @@ class Place:
         head = ismrmrd.AcquisitionHeader.from_buffer_copy(raw.reference)
         geometry = raw.geometry
         return cls(pose=Pose.of(head), matrix=geometry.encoded_matrix, fov_mm=geometry.encoded_fov_mm)
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the header says where it is."""
+        return self.pose.is_told
 
     def is_near(self, other: Place) -> bool:
         """Whether both are the same, but for what a pose may differ by."""

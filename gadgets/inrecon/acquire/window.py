@@ -29,7 +29,7 @@ class Window:
         pose = Pose.of(imaging.acquisition)
         has_moved = self._pose is None or not pose.is_near(self._pose)
         gives_up = has_moved and bool(self._held)
-        if has_moved:
+        if self._pose is None or has_moved or not self._pose.is_told:
             self._pose = pose
         while self._held and (has_moved or len(self._held) >= self._size):
             self._budget.give_back(self._held.popleft().size)

@@ -44,13 +44,14 @@ class Conditioning:
         return ""
 
     def apply(self, raw: RawFrame) -> Measurement:
-        """Another frame, conditioned in the same way; raises `InvalidFrame` if it has other coils or no signal."""
+        """Another frame without sparks, conditioned in the same way; raises `InvalidFrame` if it has other coils or no
+        signal."""
         _check_magnitudes(raw)
         if raw.coils != self.mixing.shape[1]:
             raise InvalidFrame(f"a frame of {raw.coils} coils after one of {self.mixing.shape[1]}")
         if not raw.imaging.kspace.any():
             raise InvalidFrame("the frame's samples are all zero")
-        raw, device = without_sparks(raw), self.mixing.device
+        device = self.mixing.device
         imaging = gridded(raw.imaging, raw.geometry, x=self.width, device=device, mixing=self.mixing)
         return self.measurement(imaging, None, averages=raw.average_count)
 

@@ -12,14 +12,18 @@ from inrecon.frame import RawFrame, Readouts
 
 STANDS_OUT = 10.0
 """By what factor, over the largest of three neighbours on either side. Of measured brains no sample comes to 3: what is
-limited in space is smooth in k-space, and noise of several coils hardly varies."""
+limited in space is smooth in k-space, and of noise seven samples hardly ever differ so much."""
 REACH = 3
 CENTRE = 2
 """Within so many samples and lines of the centre, which a large object fills alone, nothing is taken for a spark."""
 
 
 def without_sparks(raw: RawFrame) -> RawFrame:
-    """`raw`, its sparks replaced by the mean of the samples beside them, and announced (`Warned`)."""
+    """`raw`, its sparks replaced by the mean of the samples beside them, and the first of them announced (`Warned`).
+
+    Samples without three acquired neighbours on either side are left alone. A grating as large as the field of view, as
+    of tagged tissue, has peaks like sparks, unless readouts are oversampled.
+    """
     imaging, count = _mended(raw.imaging, raw)
     calibration = raw.calibration
     if calibration is not None:
@@ -29,34 +33,33 @@ def without_sparks(raw: RawFrame) -> RawFrame:
         return raw
     place = f"slice {raw.key.slice}, repetition {raw.key.repetition}"
     what = "1 sample is a spark" if count == 1 else f"{count} samples are sparks"
-    observe(Warned(text=f"{place}: {what}, more than {STANDS_OUT:g} times what is beside it, and replaced by that"))
+    text = f"{place}: {what}, more than {STANDS_OUT:g} times what is beside it, and replaced by that"
+    observe(Warned(text=text, topic="sparks"))
     return dataclasses.replace(raw, imaging=imaging, calibration=calibration)
 
 
 def _mended(readouts: Readouts, raw: RawFrame) -> tuple[Readouts, int]:
-    found = _sparks(readouts, raw)
-    line, sample = np.nonzero(found)
+    line, sample = np.nonzero(_sparks(readouts, raw))
     if not len(line):
         return readouts, 0
     kspace = readouts.kspace.copy()
-    last = kspace.shape[-1] - 1
-    beside = kspace[:, line, np.maximum(sample - 1, 0)], kspace[:, line, np.minimum(sample + 1, last)]
-    alone = (sample == 0) | (sample == last)
-    kspace[:, line, sample] = np.where(alone, 0, (beside[0] + beside[1]) / 2)
+    kspace[:, line, sample] = (kspace[:, line, sample - 1] + kspace[:, line, sample + 1]) / 2
     return dataclasses.replace(readouts, kspace=kspace), len(line)
 
 
 def _sparks(readouts: Readouts, raw: RawFrame) -> NDArray[np.bool_]:
     """``(readouts, samples)``: where all coils together stand out from what is beside it."""
-    energy = np.zeros(readouts.kspace.shape[1:], np.float32)
+    energy = np.zeros(readouts.acquired.shape, np.float32)
     for coil in readouts.kspace:
         energy += coil.real**2 + coil.imag**2
-    around = np.zeros_like(energy)
+    around, surrounded = np.zeros_like(energy), readouts.acquired.copy()
+    surrounded[:, :REACH] = surrounded[:, -REACH:] = False
     for step in range(1, REACH + 1):
-        np.maximum(around[:, step:], energy[:, :-step], out=around[:, step:])
-        np.maximum(around[:, :-step], energy[:, step:], out=around[:, :-step])
+        for here, beside in ((slice(step, None), slice(None, -step)), (slice(None, -step), slice(step, None))):
+            np.maximum(around[:, here], energy[:, beside], out=around[:, here])
+            surrounded[:, here] &= readouts.acquired[:, beside]
     # A sample among nothing but zeros is one of a simulation.
-    found: NDArray[np.bool_] = (energy > STANDS_OUT**2 * around) & (around > 0)
+    found: NDArray[np.bool_] = surrounded & (energy > STANDS_OUT**2 * around) & (around > 0)
     if found.any():
         _, y, z = raw.geometry.encoded_matrix
         x = readouts.acquired.shape[1]

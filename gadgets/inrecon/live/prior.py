@@ -44,6 +44,10 @@ class Prior:
             return reason
         return "" if self.place.is_near(Place.of(raw)) else "has moved"
 
+    def found_at(self, raw: RawFrame) -> Prior:
+        """The same, its place told by the header of `raw` if its own frame's did not tell it."""
+        return self if self.place.is_told else dataclasses.replace(self, place=Place.of(raw))
+
     def on(self, device: str) -> Prior:
         """The same on `device`."""
         maps, found = self.maps, self.conditioning
@@ -59,7 +63,8 @@ class Prior:
 @dataclass(frozen=True, kw_only=True)
 class Followed:
     """What became of a frame: the problem as it was solved, its image in the scale of the frame's `measurement`, the
-    prior that gave it its coils and maps, and in words the one that it was compared with."""
+    prior that gave it its coils and maps, and in words the one that it was compared with. `is_far`: something was wrong
+    with it, and nothing follows from it."""
 
     measurement: Measurement
     frame: Frame
@@ -67,6 +72,7 @@ class Followed:
     prior: Prior
     source: str
     fallbacks: tuple[str, ...]
+    is_far: bool = False
 
 
 def begin(raw: RawFrame, *, source: str, device: str, like: Prior | None = None) -> Followed:

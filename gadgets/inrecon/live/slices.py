@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from inrecon import stream
+from inrecon.condition import without_sparks
 from inrecon.errors import InreconError, InvalidFrame
 from inrecon.events import Warned, observe
 from inrecon.frame import Frame, RawFrame, Reconstruction
@@ -20,7 +21,7 @@ from inrecon.methods.residual import ResidualMethod, Tracker
 LINEAR_WEIGHT = 0.01
 """Of the closed-form SENSE image that a fit must be nearer to the held-out samples than."""
 CLEARLY = 0.9
-"""By what factor the held-out loss must fall for a prior to be moved as a whole."""
+"""By what factor the held-out loss must fall for a prior to be moved as a whole, or questioned as SENSE is better."""
 STALE = 1.5
 """By what factor a held-out loss exceeds the median so far when the prior is put in question."""
 FAR = 4.0
@@ -54,6 +55,7 @@ class Slice:
     _tracker: Tracker | None = None
     _losses: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
     _was_far: bool = False
+    _served: bool = False
     _left: list[Prior] = field(default_factory=list)
     _refused: list[RawFrame] = field(default_factory=list)
 
@@ -62,8 +64,8 @@ class Slice:
         in a prior that is being gathered."""
         if not raw.imaging.kspace.any():
             raise InvalidFrame("the frame's samples are all zero")
-        if self.prior is not None and (reason := self.prior.why_not(raw)):
-            self._leave(self.prior, raw, reason)
+        raw = without_sparks(raw)
+        self._go_to(raw)
         if self.prior is not None and self.unproven:
             self.unproven = False
             if not self._serves(raw, self.prior):
@@ -86,14 +88,24 @@ class Slice:
                 return followed
         return self._follow(raw)
 
-    def _leave(self, prior: Prior, raw: RawFrame, reason: str) -> None:
-        """Go on to where `raw` is: with the prior that was left there, if there is one."""
+    def _go_to(self, raw: RawFrame) -> None:
+        """Be where `raw` is: with the prior that was left there, if the present one is of another place."""
+        before = self.prior
+        reason = "" if before is None else before.why_not(raw)
+        if before is not None and not reason:
+            self.prior = before.found_at(raw)
+            return
+        if before is not None:
+            # Not one that is half made, or that nothing is known of.
+            left = [] if self.unproven or self._gathered else [before]
+            self._left = [*left, *self._left][:LEFT]
+            self.forget()
         known = next((other for other in self._left if not other.why_not(raw)), None)
-        self.forget()
-        self._left = [prior, *(other for other in self._left if other is not known)][:LEFT]
-        self.prior = known
-        then = "a new prior is made" if known is None else "the prior that was left there serves again"
-        observe(Warned(text=f"{_place(raw)}: the slice {reason}: {then}"))
+        self._left = [other for other in self._left if other is not known]
+        self.prior, self._served = known, known is not None
+        if before is not None or known is not None:
+            then = "a new prior is made" if known is None else "the prior that was left there serves again"
+            observe(Warned(text=f"{_place(raw)}: the slice {reason or 'is back'}: {then}"))
 
     def forget(self) -> None:
         """Begin again with the next frame."""
@@ -101,12 +113,13 @@ class Slice:
         self._gathered.clear()
         self._learn_anew()
         self._refused.clear()
-        self.unproven = False
+        self.unproven = self._served = False
 
     def _begin(self, raw: RawFrame, source: str, *, like: Prior | None = None) -> Followed:
         """Make `raw` the prior; it is its own image. What later frames need is made now, while none is waited for."""
         followed = begin(raw, source=source, device=self.device, like=like)
-        self.prior, self.unproven, self._tracker = followed.prior, False, None
+        self.prior, self._tracker = followed.prior, None
+        self.unproven = self._served = False
         if like is None:
             self._tracker = self.method.tracker(dataclasses.replace(followed.frame, prior=self.prior.image))
         self._learn_anew()
@@ -122,7 +135,7 @@ class Slice:
         fallbacks, source = list(prior.fallbacks), prior.source
         fit = or_error(tracker.follow, frame)
         if isinstance(fit, InreconError):
-            self._tracker = None
+            self._tracker = tracker.resumed(frame, kept)
             stream.fall_back("fit", f"{fit}; SENSE instead", fallbacks)
             image = tracker.linear(frame, weight=LINEAR_WEIGHT)
             fit = Reconstruction(image=image, iterations=1, stopped_by="closed form")
@@ -136,17 +149,23 @@ class Slice:
             stream.fall_back("fit", f"{reason}; SENSE instead", fallbacks)
             image = tracker.linear(frame, weight=LINEAR_WEIGHT)
             fit = dataclasses.replace(fit, image=image, trial=trial, validation_loss=linear)
-            alone = True
-        if self._is_far(fit, usual):
+        is_far = self._is_far(fit, usual)
+        if is_far:
             reason = f"the frame is far from what came before (held-out loss {_loss(fit):.4g}, {usual:.4g} usual)"
             stream.fall_back("frame", f"{_place(raw)}: {reason}: nothing follows from it", fallbacks)
             self._tracker = tracker.resumed(frame, kept)
-        if alone:
+        elif alone:
             self._refuse(raw)
         else:
             self._refused.clear()
         return Followed(
-            measurement=measurement, frame=frame, fit=fit, prior=prior, source=source, fallbacks=tuple(fallbacks)
+            measurement=measurement,
+            frame=frame,
+            fit=fit,
+            prior=prior,
+            source=source,
+            fallbacks=tuple(fallbacks),
+            is_far=is_far,
         )
 
     @property
@@ -166,9 +185,11 @@ class Slice:
         if fit.validation_loss is None:
             return False
         limit = STALE if len(self._losses) >= LEARNT else FAR
-        doubtful = fit.validation_loss > min(limit * self._usual, math.inf if linear is None else linear)
+        by_itself = math.inf if linear is None else linear / CLEARLY
+        doubtful = fit.validation_loss > min(limit * self._usual, by_itself)
         if not doubtful:
             self._losses.append(fit.validation_loss)
+            self._served = True
         return doubtful
 
     def _is_far(self, fit: Reconstruction, usual: float) -> bool:
@@ -205,7 +226,7 @@ class Slice:
         elif best == "realigned":
             self._tracker = other
             observe(Warned(text=f"{_place(raw)}: the patient has moved, and the prior with it ({losses})"))
-        elif _loss(fit) <= FAR * self._usual:
+        elif self._losses and _loss(fit) <= FAR * self._usual:
             self._learn_anew(*[_loss(fit)] * LEARNT)
         return tried[best], best == "alone"
 
@@ -225,7 +246,7 @@ class Slice:
         """Note a frame that the prior does not fit; of the last of them a new one is made, once there are enough: of a
         prior that has served no frame yet, that is soon."""
         self._refused.append(raw)
-        if len(self._refused) < (STALE_FRAMES if self._losses else LEARNT):
+        if len(self._refused) < (STALE_FRAMES if self._served else LEARNT):
             return
         observe(Warned(text=f"{_place(raw)}: the prior does not fit any more: a new one is made"))
         refused = list(self._refused)

@@ -95,6 +95,7 @@ class Stream:
             request=request,
             series=series,
             clock=clock,
+            clips=followed.is_far,  # what was wrong with it must not change how the others look
         )
 
     def _slice(self, raw: RawFrame, method: ResidualMethod, request: Request) -> Slice:

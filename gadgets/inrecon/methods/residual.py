@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from functools import cached_property
-from typing import ClassVar, TypeAlias
+from typing import ClassVar
 
 import torch
 
@@ -103,8 +103,13 @@ class Problem:
         return self.operator.adjoint(self.missing)
 
 
-Kept: TypeAlias = tuple[torch.Tensor | None, tuple[torch.Tensor, ...]]
-"""What the next frame goes on from: control points, and the state of the difference."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What the next frame goes on from: control points of the displacement ``(2, points, points)`` in pixels, if there
+    is one, and the `Difference.state`."""
+
+    control: torch.Tensor | None
+    state: tuple[torch.Tensor, ...]
 
 
 class Tracker:
@@ -151,15 +156,14 @@ class Tracker:
     def kept(self) -> Kept:
         """What the next frame goes on from; it is not changed by what follows."""
         control = None if self._displacement is None else self._displacement.control
-        return control, self._difference.state
+        return Kept(control=control, state=self._difference.state)
 
     def resumed(self, frame: Frame, kept: Kept) -> Tracker:
         """Another tracker, that goes on from `kept`: frames since then have left no trace in it."""
         other = Tracker(self._method, dataclasses.replace(frame, prior=self._prior))
-        control, state = kept
-        if other._displacement is not None and control is not None:
-            other._displacement.control = control
-        other._difference.resume(state)
+        if other._displacement is not None and kept.control is not None:
+            other._displacement.control = kept.control
+        other._difference.resume(kept.state)
         return other
 
     def linear(self, frame: Frame, *, weight: float) -> torch.Tensor:

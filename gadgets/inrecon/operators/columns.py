@@ -86,15 +86,9 @@ class ColumnSense(CartesianSense):
         correlation = torch.einsum("xcy,xcz->xyz", maps.conj(), maps)
         return fourier.repeat(1, self.sets, self.sets) * correlation
 
-    def by_columns(self, matrices: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        """`matrices` ``(columns, n, n)`` of the `box` times the columns of `images` ``(..., *domain_shape)``; zero
-        beyond it."""
-        products = torch.zeros_like(images)
-        products[..., *self.box] = self._inside(matrices, images)
-        return products
-
     def _inside(self, matrices: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-        """The products of `by_columns` in the box."""
+        """`matrices` ``(columns, n, n)`` of the `box` times the columns of `images` ``(..., *domain_shape)``, in the
+        box."""
         inside = images[..., *self.box]
         stacked = inside.reshape(-1, matrices.shape[-1], inside.shape[-1])
         return torch.einsum("xyz,bzx->byx", matrices, stacked).reshape(inside.shape)
