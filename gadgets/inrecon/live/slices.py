@@ -225,6 +225,8 @@ class Slice:
             stream.fall_back("prior", f"{_place(raw)}: {reason}", fallbacks)
         elif best == "realigned":
             self._tracker = other
+            if isinstance(settled := or_error(other.follow, frame), Reconstruction):  # field and difference begin anew
+                tried[best] = settled
             observe(Warned(text=f"{_place(raw)}: the patient has moved, and the prior with it ({losses})"))
         elif self._losses and _loss(fit) <= FAR * self._usual:
             self._learn_anew(*[_loss(fit)] * LEARNT)
