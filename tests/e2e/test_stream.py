@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ismrmrd
 import numpy as np
@@ -97,7 +98,9 @@ def assert_same(found: list[ismrmrd.Image], meant: list[ismrmrd.Image]) -> None:
 def process(*arguments: object, **streams: object) -> Iterator[subprocess.Popen[bytes]]:
     command = [*COMMAND, *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, **streams) as running:  # type: ignore[call-overload]
+    # A shell starts what runs in its background deaf to interrupts; the command must not inherit that.
+    heard: dict[str, Any] = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, **heard, **streams) as running:
         try:
             yield running
         finally:
