@@ -199,6 +199,11 @@ class TestPriors:
             "slice 0, repetition 2: the slice has moved: a new prior is made"
         ]
 
+    def test_in_a_stream_whose_headers_never_tell_the_place_it_is_made_once(self) -> None:
+        followed, events = follow([displaced(raw, float("nan")) for raw in frames_of()[:3]])
+        assert events == []
+        assert followed[2].prior is followed[1].prior is followed[0].prior
+
     def test_a_header_that_does_not_say_where_it_is_moves_nothing(self) -> None:
         raws = frames_of()
         followed, events = follow([*raws[:2], displaced(raws[2], float("nan"))])

@@ -45,8 +45,10 @@ class Prior:
         return "" if self.place.is_near(Place.of(raw)) else "has moved"
 
     def found_at(self, raw: RawFrame) -> Prior:
-        """The same, its place told by the header of `raw` if its own frame's did not tell it."""
-        return self if self.place.is_told else dataclasses.replace(self, place=Place.of(raw))
+        """The same, its place told by the header of `raw` if that tells it and its own frame's did not."""
+        if self.place.pose.is_told or not (place := Place.of(raw)).pose.is_told:
+            return self  # the same object: a new one would be kept, and sent to the front, anew
+        return dataclasses.replace(self, place=place)
 
     def on(self, device: str) -> Prior:
         """The same on `device`."""
