@@ -51,6 +51,11 @@ class Key:
         """The key that all repetitions have in common."""
         return replace(self, repetition=0)
 
+    @property
+    def in_words(self) -> str:
+        """Which frame of a stream it is, as its sender is told."""
+        return f"slice {self.slice}, repetition {self.repetition}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:

@@ -127,8 +127,10 @@ def amend(configuration: Configuration, text: str) -> Configuration:
             configuration = replace(_by_name(str(known[key])), from_gadgetron=configuration.from_gadgetron)
     wanted = {key: str(known[key]) for key in sorted(_BY_JSON) if key in known}
     request = changed(configuration.request, wanted)
-    known_names = {*_BY_NAME, *_BY_JSON, *([] if request.live is None else [_NEW_PRIOR])}
-    ignored = sorted(set(parameters) - known_names)
+    understood = {*_BY_NAME, *_BY_JSON}
+    if request.live is not None:
+        understood.add(_NEW_PRIOR)
+    ignored = sorted(set(parameters) - understood)
     return replace(
         configuration,
         request=request,

@@ -129,8 +129,7 @@ def run_job(job: Job) -> JobResult:
     except DeviceBroken:
         raise
     except InreconError as error:
-        key = job.raw.key
-        place = "" if job.stream is None else f"slice {key.slice}, repetition {key.repetition}: "
+        place = "" if job.stream is None else f"{job.raw.key.in_words}: "
         notices.append(Notice(level="ERROR", text=f"{place}{error}"))
     except Exception as error:  # the boundary: what is wrong with one frame must not end the scan
         log.exception("internal error")

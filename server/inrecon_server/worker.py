@@ -6,7 +6,6 @@ import asyncio
 import heapq
 import itertools
 import logging
-import math
 import threading
 import time
 from collections import Counter
@@ -50,7 +49,7 @@ class Workers:
         on_lost: Callable[[], None] = lambda: None,
         first: int = 0,
         while_at_work: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext(),
-        frame_s: float = math.inf,
+        frame_s: float | None = None,
     ) -> None:
         self.device = device
         self._count = count
@@ -137,7 +136,7 @@ class Workers:
                 process = self._replaced(process)
                 if not await self._starts(process):
                     raise WorkerLost("no other could be started")
-            if job.stream is not None and job.due is None and self._frame_s < math.inf:
+            if job.stream is not None and job.due is None and self._frame_s is not None:
                 job = replace(job, due=time.monotonic() + self._frame_s)
             try:
                 paused = self._pauses[process.place] > 0

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 
 from inrecon_server.protocol import Close, Error, Message, Parser
+
+
+def hear_interrupts() -> None:
+    """For `subprocess.Popen(preexec_fn=...)`: a shell starts what runs in its background deaf to interrupts, and a
+    command must not inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def read_all(connection: socket.socket) -> list[Message]:

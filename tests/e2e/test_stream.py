@@ -11,11 +11,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import ismrmrd
 import numpy as np
 import pytest
+from hearing import hear_interrupts
 from ismrmrd.serialization import ConfigFile as NameOfConfig
 from ismrmrd.serialization import ProtocolDeserializer, ProtocolSerializer
 from ismrmrd.xsd import CreateFromDocument, ismrmrdHeader
@@ -98,9 +98,13 @@ def assert_same(found: list[ismrmrd.Image], meant: list[ismrmrd.Image]) -> None:
 def process(*arguments: object, **streams: object) -> Iterator[subprocess.Popen[bytes]]:
     command = [*COMMAND, *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    # A shell starts what runs in its background deaf to interrupts; the command must not inherit that.
-    heard: dict[str, Any] = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, **heard, **streams) as running:
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        env=environment,
+        preexec_fn=hear_interrupts,
+        **streams,  # type: ignore[call-overload]
+    ) as running:
         try:
             yield running
         finally:

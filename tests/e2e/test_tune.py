@@ -14,6 +14,7 @@ from pathlib import Path
 import optuna
 import pytest
 import yaml
+from hearing import hear_interrupts
 from optuna.trial import TrialState
 
 from inrecon.simulate import simulate_scan, write_ismrmrd
@@ -155,8 +156,7 @@ def start(place: Path, *more: object) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell starts what runs in its background deaf to interrupts; the command must not inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=hear_interrupts,
     )
 
 

@@ -53,6 +53,13 @@ def test_what_sparks_would_spoil_comes_out_as_if_there_had_been_none(size: float
     assert spoilt.scale == pytest.approx(clean.scale, rel=1e-3)
 
 
+def test_one_whose_square_overflows_is_none_the_less_one() -> None:
+    raw = simulated()
+    found, told = mended(sparked(raw, [(2, 30)], size=1e25))
+    assert len(told) == 1
+    assert np.abs(found.imaging.kspace).max() == np.abs(raw.imaging.kspace).max()
+
+
 def test_calibration_of_its_own_is_mended_too() -> None:
     raw = simulated()
     spoilt = dataclasses.replace(raw, calibration=sparked(raw, [(3, 7)], size=1.0).imaging)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 from inrecon.frame import Request
 from inrecon.testing import write_quick_default
@@ -38,6 +39,13 @@ class Held:
                     return os.open(self._pipe, os.O_WRONLY | os.O_NONBLOCK)
                 except OSError:  # no reader yet
                     await asyncio.sleep(0.01)
+
+    async def given_to(
+        self, run: Callable[..., Coroutine[Any, Any, JobResult]], **options: Any
+    ) -> tuple[asyncio.Task[JobResult], int]:
+        """Have `run` do the job; gives its task, and the other end of the pipe, once a worker is at it."""
+        task = asyncio.create_task(run(self.job, **options))
+        return task, await self.at_work()
 
     def let_go(self) -> None:
         """Whoever opens the file from now on finds one."""

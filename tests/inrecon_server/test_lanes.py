@@ -55,8 +55,7 @@ def pixels(result: JobResult) -> np.ndarray:
 async def paused(lanes: Lanes, job: Job, scans: BaseProcess, folder: Path) -> tuple[Held, int, asyncio.Task[JobResult]]:
     """A frame at work, which the process for scans stands still for; how to end it, and its task."""
     held = Held(job, folder)
-    frame = asyncio.create_task(lanes.run(held.job, priority="realtime"))
-    end = await held.at_work()
+    frame, end = await held.given_to(lanes.run, priority="realtime")
     await until(lambda: stands_still(scans.pid))
     return held, end, frame
 
@@ -91,8 +90,7 @@ def test_a_fit_that_begins_beside_a_frame_waits_for_it(job: Job, tmp_path: Path)
     async def scenario() -> None:
         async with running() as (lanes, scans):
             held = Held(job, tmp_path / "held")
-            frame = asyncio.create_task(lanes.run(held.job, priority="realtime"))
-            end = await held.at_work()
+            frame, end = await held.given_to(lanes.run, priority="realtime")
             assert not stands_still(scans.pid)  # it has nothing to do
             scan = asyncio.create_task(lanes.run(job))
             await until(lambda: stands_still(scans.pid))
@@ -109,8 +107,7 @@ def test_time_in_which_it_stands_still_is_not_held_against_a_process(job: Job, t
     async def scenario() -> None:
         async with running(hang_s=hang_s) as (lanes, scans):
             stuck = Held(job, tmp_path / "stuck")
-            scan = asyncio.create_task(lanes.run(stuck.job))
-            stuck_end = await stuck.at_work()
+            scan, stuck_end = await stuck.given_to(lanes.run)
             assert lanes._realtime is not None
             lanes._realtime._hang_s = 60.0
             held, end, frame = await paused(lanes, job, scans, tmp_path / "held")
@@ -134,8 +131,7 @@ def test_a_process_that_dies_while_it_stands_still_is_replaced(job: Job, tmp_pat
         before = set(active_children())
         async with running(on_lost=lambda: lost.append(1)) as (lanes, scans):
             stuck = Held(job, tmp_path / "stuck")
-            scan = asyncio.create_task(lanes.run(stuck.job))
-            stuck_end = await stuck.at_work()
+            scan, stuck_end = await stuck.given_to(lanes.run)
             held, end, frame = await paused(lanes, job, scans, tmp_path / "held")
             (realtime,) = set(children(before)) - {scans}
             stuck.let_go()
@@ -157,8 +153,7 @@ def test_a_scan_that_nobody_waits_for_ends_though_it_stands_still(job: Job, tmp_
     async def scenario() -> None:
         async with running() as (lanes, scans):
             stuck = Held(job, tmp_path / "stuck")
-            scan = asyncio.create_task(lanes.run(stuck.job))
-            stuck_end = await stuck.at_work()
+            scan, stuck_end = await stuck.given_to(lanes.run)
             _, end, frame = await paused(lanes, job, scans, tmp_path / "held")
             scan.cancel()
             await until(lambda: not scans.is_alive())
@@ -175,8 +170,7 @@ def test_a_frame_that_is_lost_lets_the_fit_go_on(job: Job, tmp_path: Path) -> No
         before = set(active_children())
         async with running() as (lanes, scans):
             stuck = Held(job, tmp_path / "stuck")
-            scan = asyncio.create_task(lanes.run(stuck.job))
-            stuck_end = await stuck.at_work()
+            scan, stuck_end = await stuck.given_to(lanes.run)
             held, end, frame = await paused(lanes, job, scans, tmp_path / "held")
             held.let_go()
             (realtime,) = set(children(before)) - {scans}
@@ -196,8 +190,7 @@ def test_without_a_lane_of_their_own_frames_wait_for_their_turn(job: Job, tmp_pa
         before = set(active_children())
         async with running(realtime=0) as (lanes, scans):
             held = Held(job, tmp_path / "held")
-            scan = asyncio.create_task(lanes.run(held.job))
-            end = await held.at_work()
+            scan, end = await held.given_to(lanes.run)
             lanes.expect("realtime")
             frame = asyncio.create_task(lanes.run(job, priority="realtime"))
             await until(lambda: lanes.queued == 1)

@@ -38,8 +38,7 @@ def test_a_worker_that_dies_costs_its_job_the_fit_and_is_replaced(job: Job, tmp_
         before = set(active_children())
         async with running() as workers:
             held = Held(job, tmp_path / "held")
-            doomed = asyncio.create_task(workers.run(held.job))
-            end = await held.at_work()
+            doomed, end = await held.given_to(workers.run)
             held.let_go()
             waiting = [asyncio.create_task(workers.run(job)) for _ in range(3)]
             await asyncio.sleep(0)
@@ -65,8 +64,7 @@ def test_a_worker_that_hangs_is_ended_and_its_job_gets_the_fall_back(job: Job, t
             process = only_child(before)
             workers._hang_s = 0.5
             held = Held(job, tmp_path / "held")
-            stuck = asyncio.create_task(workers.run(held.job))
-            end = await held.at_work()
+            stuck, end = await held.given_to(workers.run)
             held.let_go()
             while process.is_alive():
                 await asyncio.sleep(0.01)
@@ -202,8 +200,7 @@ def test_a_running_job_that_is_cancelled_ends_at_once_and_the_next_is_served(job
         before = set(active_children())
         async with running() as workers:
             held = Held(job, tmp_path / "held")
-            abandoned = asyncio.create_task(workers.run(held.job))
-            other_end = await held.at_work()
+            abandoned, other_end = await held.given_to(workers.run)
             waiting = asyncio.create_task(workers.run(job))
             await asyncio.sleep(0)
             process = only_child(before)
@@ -221,9 +218,8 @@ def test_a_frame_of_a_stream_that_nobody_waits_for_costs_other_streams_no_proces
     async def scenario() -> None:
         before = set(active_children())
         async with running() as workers:
-            held = Held(job, tmp_path / "held")
-            abandoned = asyncio.create_task(workers.run(replace(held.job, stream="one")))
-            other_end = await held.at_work()
+            held = Held(replace(job, stream="one"), tmp_path / "held")
+            abandoned, other_end = await held.given_to(workers.run)
             waiting = asyncio.create_task(workers.run(replace(job, stream="other")))
             await asyncio.sleep(0)
             process = only_child(before)
@@ -248,9 +244,8 @@ def test_a_frame_of_a_stream_that_nobody_waits_for_has_an_end(
     async def scenario() -> None:
         before = set(active_children())
         async with running() as workers:
-            held = Held(job, tmp_path / "held")
-            abandoned = asyncio.create_task(workers.run(replace(held.job, stream="one")))
-            other_end = await held.at_work()
+            held = Held(replace(job, stream="one"), tmp_path / "held")
+            abandoned, other_end = await held.given_to(workers.run)
             process = only_child(before)
             abandoned.cancel()
             async with asyncio.timeout(60):
@@ -303,8 +298,7 @@ def test_two_workers_have_a_job_each(job: Job, tmp_path: Path) -> None:
         before = set(active_children())
         async with running(count=2) as workers:
             held = Held(job, tmp_path / "held")
-            first = asyncio.create_task(workers.run(held.job))
-            end = await held.at_work()
+            first, end = await held.given_to(workers.run)
             assert (await workers.run(job)).images
             assert len(children(before)) == 2
             os.close(end)
@@ -331,8 +325,7 @@ def test_a_retired_worker_that_is_cancelled_leaves_no_process(job: Job, tmp_path
         before = set(active_children())
         async with running() as workers:
             held = Held(job, tmp_path / "held")
-            abandoned = asyncio.create_task(workers.run(held.job))
-            other_end = await held.at_work()
+            abandoned, other_end = await held.given_to(workers.run)
             workers.retire()
             abandoned.cancel()
             await asyncio.wait({abandoned})

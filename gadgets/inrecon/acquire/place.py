@@ -61,11 +61,6 @@ class Place:
         geometry = raw.geometry
         return cls(pose=Pose.of(head), matrix=geometry.encoded_matrix, fov_mm=geometry.encoded_fov_mm)
 
-    @property
-    def is_told(self) -> bool:
-        """Whether the header says where it is."""
-        return self.pose.is_told
-
     def is_near(self, other: Place) -> bool:
         """Whether both are the same, but for what a pose may differ by."""
         return (self.matrix, self.fov_mm) == (other.matrix, other.fov_mm) and self.pose.is_near(other.pose)

@@ -24,11 +24,10 @@ class Window:
         self._since = 0
 
     def add(self, imaging: Imaging) -> bool:
-        """Take a readout, which the oldest makes room for; gives whether those before were given up, as the slice has
-        moved. Raises `InvalidFrame` if the memory budget is spent."""
+        """Take a readout, which the oldest makes room for; gives whether the slice has moved, so that those before
+        were given up. Raises `InvalidFrame` if the memory budget is spent."""
         pose = Pose.of(imaging.acquisition)
-        has_moved = self._pose is None or not pose.is_near(self._pose)
-        gives_up = has_moved and bool(self._held)
+        has_moved = self._pose is not None and not pose.is_near(self._pose)
         if self._pose is None or has_moved or not self._pose.is_told:
             self._pose = pose
         while self._held and (has_moved or len(self._held) >= self._size):
@@ -36,7 +35,7 @@ class Window:
         self._budget.take(imaging.size)
         self._held.append(imaging)
         self._since += 1
-        return gives_up
+        return has_moved
 
     @property
     def lacking(self) -> int:

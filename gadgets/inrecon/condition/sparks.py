@@ -31,9 +31,8 @@ def without_sparks(raw: RawFrame) -> RawFrame:
         count += more
     if not count:
         return raw
-    place = f"slice {raw.key.slice}, repetition {raw.key.repetition}"
     what = "1 sample is a spark" if count == 1 else f"{count} samples are sparks"
-    text = f"{place}: {what}, more than {STANDS_OUT:g} times what is beside it, and replaced by that"
+    text = f"{raw.key.in_words}: {what}, more than {STANDS_OUT:g} times what is beside it, and replaced by that"
     observe(Warned(text=text, topic="sparks"))
     return dataclasses.replace(raw, imaging=imaging, calibration=calibration)
 
@@ -50,8 +49,9 @@ def _mended(readouts: Readouts, raw: RawFrame) -> tuple[Readouts, int]:
 def _sparks(readouts: Readouts, raw: RawFrame) -> NDArray[np.bool_]:
     """``(readouts, samples)``: where all coils together stand out from what is beside it."""
     energy = np.zeros(readouts.acquired.shape, np.float32)
-    for coil in readouts.kspace:
-        energy += coil.real**2 + coil.imag**2
+    with np.errstate(over="ignore"):  # infinite is large enough
+        for coil in readouts.kspace:
+            energy += coil.real**2 + coil.imag**2
     around, surrounded = np.zeros_like(energy), readouts.acquired.copy()
     surrounded[:, :REACH] = surrounded[:, -REACH:] = False
     for step in range(1, REACH + 1):
@@ -59,7 +59,7 @@ def _sparks(readouts: Readouts, raw: RawFrame) -> NDArray[np.bool_]:
             np.maximum(around[:, here], energy[:, beside], out=around[:, here])
             surrounded[:, here] &= readouts.acquired[:, beside]
     # A sample among nothing but zeros is one of a simulation.
-    found: NDArray[np.bool_] = surrounded & (energy > STANDS_OUT**2 * around) & (around > 0)
+    found: NDArray[np.bool_] = surrounded & (energy / STANDS_OUT**2 > around) & (around > 0)
     if found.any():
         _, y, z = raw.geometry.encoded_matrix
         x = readouts.acquired.shape[1]

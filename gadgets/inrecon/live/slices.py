@@ -105,7 +105,7 @@ class Slice:
         self.prior, self._served = known, known is not None
         if before is not None or known is not None:
             then = "a new prior is made" if known is None else "the prior that was left there serves again"
-            observe(Warned(text=f"{_place(raw)}: the slice {reason or 'is back'}: {then}"))
+            observe(Warned(text=f"{raw.key.in_words}: the slice {reason or 'is back'}: {then}"))
 
     def forget(self) -> None:
         """Begin again with the next frame."""
@@ -152,7 +152,7 @@ class Slice:
         is_far = self._is_far(fit, usual)
         if is_far:
             reason = f"the frame is far from what came before (held-out loss {_loss(fit):.4g}, {usual:.4g} usual)"
-            stream.fall_back("frame", f"{_place(raw)}: {reason}: nothing follows from it", fallbacks)
+            stream.fall_back("frame", f"{raw.key.in_words}: {reason}: nothing follows from it", fallbacks)
             self._tracker = tracker.resumed(frame, kept)
         elif alone:
             self._refuse(raw)
@@ -173,10 +173,10 @@ class Slice:
         """The held-out loss of frames like the last ones; more than any as long as there is none."""
         return statistics.median(self._losses) if self._losses else math.inf
 
-    def _learn_anew(self, *losses: float) -> None:
-        """What is usual is now `losses`, as far as it is known."""
+    def _learn_anew(self, loss: float | None = None) -> None:
+        """What is usual is now `loss`, or not known."""
         self._losses.clear()
-        self._losses.extend(losses)
+        self._losses.extend([] if loss is None else [loss] * LEARNT)
         self._was_far = False
 
     def _is_doubtful(self, fit: Reconstruction, linear: float | None) -> bool:
@@ -197,7 +197,7 @@ class Slice:
         with it. If the one after it is so, too, that is how things are now."""
         far = fit.validation_loss is not None and fit.validation_loss > FAR * usual
         if far and self._was_far:
-            self._learn_anew(*[_loss(fit)] * LEARNT)
+            self._learn_anew(_loss(fit))
             return False
         self._was_far = far
         return far
@@ -222,14 +222,14 @@ class Slice:
         losses = f"held-out loss {_loss(fit):.4g}, {_loss(tried[best]):.4g} now"
         if best == "alone":
             reason = f"the prior does not fit ({losses}): an image without it"
-            stream.fall_back("prior", f"{_place(raw)}: {reason}", fallbacks)
+            stream.fall_back("prior", f"{raw.key.in_words}: {reason}", fallbacks)
         elif best == "realigned":
             self._tracker = other
             if isinstance(settled := or_error(other.follow, frame), Reconstruction):  # field and difference begin anew
                 tried[best] = settled
-            observe(Warned(text=f"{_place(raw)}: the patient has moved, and the prior with it ({losses})"))
+            observe(Warned(text=f"{raw.key.in_words}: the patient has moved, and the prior with it ({losses})"))
         elif self._losses and _loss(fit) <= FAR * self._usual:
-            self._learn_anew(*[_loss(fit)] * LEARNT)
+            self._learn_anew(_loss(fit))
         return tried[best], best == "alone"
 
     def _serves(self, raw: RawFrame, prior: Prior) -> bool:
@@ -250,15 +250,11 @@ class Slice:
         self._refused.append(raw)
         if len(self._refused) < (STALE_FRAMES if self._served else LEARNT):
             return
-        observe(Warned(text=f"{_place(raw)}: the prior does not fit any more: a new one is made"))
+        observe(Warned(text=f"{raw.key.in_words}: the prior does not fit any more: a new one is made"))
         refused = list(self._refused)
         self.forget()
         self._gathered = refused if len(refused) < self.prior_frames else []
         self.prior = begin(mean_of(refused), source=_mean_in_words(refused), device=self.device).prior
-
-
-def _place(raw: RawFrame) -> str:
-    return f"slice {raw.key.slice}, repetition {raw.key.repetition}"
 
 
 def _frame_in_words(raw: RawFrame) -> str:

@@ -147,10 +147,14 @@ class Tracker:
 
     def realigned(self, frame: Frame, image: torch.Tensor) -> Tracker:
         """Another tracker, that begins where the prior, moved as a whole, is nearest to `image` of this frame."""
-        other = Tracker(self._method, dataclasses.replace(frame, prior=self._prior))
+        other = self._another(frame)
         if other._displacement is not None:
             other._displacement.realign(image)
         return other
+
+    def _another(self, frame: Frame) -> Tracker:
+        """One with the same prior that has followed nothing yet."""
+        return Tracker(self._method, dataclasses.replace(frame, prior=self._prior))
 
     @property
     def kept(self) -> Kept:
@@ -160,7 +164,7 @@ class Tracker:
 
     def resumed(self, frame: Frame, kept: Kept) -> Tracker:
         """Another tracker, that goes on from `kept`: frames since then have left no trace in it."""
-        other = Tracker(self._method, dataclasses.replace(frame, prior=self._prior))
+        other = self._another(frame)
         if other._displacement is not None and kept.control is not None:
             other._displacement.control = kept.control
         other._difference.resume(kept.state)
